@@ -1,0 +1,45 @@
+"""Datasets: where samples come from. Every file here reads one form of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelops.core.component import Component
+from modelops.core.registry import Registry
+from modelops.core.tensors import Signature
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: an array per input of the model, without the batch axis; its label, if any; and where it is from."""
+
+    feed: Mapping[str, Any]
+    label: Any = None
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a dataset may need to know of the model: its signature, and its directory (for a tokenizer)."""
+
+    signature: Signature
+    directory: Path | None = None
+
+
+class Dataset(Component):
+    """One form of data."""
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether the path holds data of this form; cheap, imports nothing heavy."""
+        raise TypeError(f"{cls.__name__} does not define reads")
+
+    def samples(self, path: Path, context: Context, limit: int | None = None) -> Iterator[Sample]:
+        """The samples in order, at most ``limit``; InputRefused names the file and the part that does not fit."""
+        raise TypeError(f"{type(self).__name__} does not define samples")
+
+
+REGISTRY: Registry[Dataset] = Registry("modelops.datasets", lambda: Dataset)
