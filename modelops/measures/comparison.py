@@ -128,6 +128,7 @@ class _Output:
         self._variation, self._actual_variation = Variation(), Variation()
         self._classes, self._neighbours = Classes(), Neighbours()
         self._worst: Worst | None = None
+        self._first_text: NDArray[Any] | None = None
 
     def add(self, reference: NDArray[Any], actual: NDArray[Any], ties: NDArray[np.bool_] | None) -> None:
         import numpy as np
@@ -174,6 +175,11 @@ class _Output:
             self._variation.add(rows_y)
             self._actual_variation.add(rows_x)
             self._scale = max(self._scale, float(np.abs(rows_y.astype(np.float64)).max()))
+        else:  # text varies where it is not that of the first row
+            self._first_text = rows_y[0] if self._first_text is None else self._first_text
+            for variation, rows in ((self._variation, rows_y), (self._actual_variation, rows_x)):
+                variation.add(np.array([[not np.array_equal(row, self._first_text)] for row in rows]))
+            self._scale = 1.0
 
     def _add_floats(self, y: NDArray[Any], x: NDArray[Any]) -> None:
         import numpy as np
