@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files, read without pickle, and never more of them than the file can hold or the limit allows.
+"""Arrays in .npy and .npz files, read without pickle, and never more than the file can hold or the limit allows.
 
 A header of 80 bytes may claim terabytes, and half a megabyte of zip may hold half a gigabyte: what a header claims is
 held against the size of the file before anything is allocated.
@@ -146,7 +146,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, li
     with archive.open(info) as file:
         shape, fortran, dtype = _header(where, file, info.file_size, limit_bytes)
         array: NDArray[Any] = np.empty(math.prod(shape), dtype=dtype)
-        view = memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
+        view = array.view(np.uint8).data if array.size else memoryview(b"")
         filled = 0
         while filled < len(view):
             piece = file.read(min(1 << 22, len(view) - filled))

@@ -136,7 +136,7 @@ def test_every_truncation_and_flipped_byte_of_an_npz_is_refused_or_harmless(tmp_
 
 def test_compressed_bomb_is_refused_before_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "bomb.npz"
-    head = header("{'descr': '|u1', 'fortran_order': False, 'shape': (%d,), }" % (300 << 20))
+    head = header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({300 << 20},), }}")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
         member.write(head)
         for _ in range(300):

@@ -1,0 +1,174 @@
+"""Compares two models, or a model and stored outputs, on the same inputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.core.artifact import Artifact
+from modelops.core.progress import tracked
+from modelops.core.report import Check
+from modelops.core.tensors import Signature
+from modelops.errors import StageFailed
+from modelops.graphs.batches import BatchAxis
+from modelops.graphs.seeded import corner_feeds, index_bounds, random_feed, random_feeds
+from modelops.measures.comparison import Comparison
+from modelops.measures.differences import Difference
+from modelops.measures.judging import Float64Errors, judge
+from modelops.stages._transitions import between
+
+if TYPE_CHECKING:
+    from modelops.backends import Backend, Session
+    from modelops.graphs.reference import Case
+    from modelops.stages._workbench import SampleBench
+
+log = logging.getLogger(__name__)
+
+__all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
+
+Feed = dict[str, Any]
+REFERENCE = "reference.npz"
+
+
+def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32) -> list[Feed]:
+    """Inputs for a model: those of its reference.npz, else the user's data, else seeded ones by what names mean."""
+    if source.has(REFERENCE):
+        from modelops.graphs import reference
+
+        return [dict(case.feed) for case in reference.read(source.file(REFERENCE))]
+    if workbench is not None and workbench.has_data:
+        return list(_first(workbench.batches(), source.signature, rows))
+    return random_feeds(source.signature, rows, bounds=index_bounds(source.model))
+
+
+def compare(reference: Path, candidate: Path, feeds: Iterable[Mapping[str, Any]]) -> dict[str, Difference]:
+    """The difference of every output of two ONNX files on these feeds, in onnxruntime on one CPU thread."""
+    comparison = Comparison()
+    with running(reference) as before, running(candidate) as after:
+        for feed in tracked("comparing", feeds):
+            comparison.add(before.run(feed), after.run(feed))
+    return comparison.differences()
+
+
+@contextmanager
+def running(model: Path, backend: Backend | None = None) -> Iterator[Session]:
+    """A session on the model; without a backend, onnxruntime on one CPU thread, whose results never vary."""
+    from modelops.backends import REGISTRY
+
+    backend = backend or REGISTRY.load("onnxruntime-cpu").parse({"threads": 1})
+    with backend.open(model) as session:
+        yield session
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Differences from stored outputs, and where these are there in float64, both sides' differences from them."""
+
+    differences: dict[str, Difference]
+    float64: Float64Errors | None = None
+
+
+def reference_differences(cases: Sequence[Case], session: Session) -> Measured:
+    """The differences of a model's outputs from those that a reference.npz holds, over all its cases."""
+    comparison, own, source = Comparison(), Comparison(), Comparison()
+    exact = False
+    for case in tracked("comparing with the reference", cases, len(cases)):
+        actual = {name: _kept(array, case.columns.get(name)) for name, array in session.run(case.feed).items()}
+        comparison.add(case.outputs, actual)
+        if case.outputs64:
+            exact = True
+            source.add(case.outputs64, {name: case.outputs[name].astype("float64") for name in case.outputs64})
+            own.add(case.outputs64, {name: _float64(actual.get(name)) for name in case.outputs64 if name in actual})
+    float64 = Float64Errors(source.differences(), own.differences()) if exact else None
+    return Measured(comparison.differences(), float64)
+
+
+def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench | None = None) -> list[Check]:
+    """Whether a rewritten graph does what its source does: signature, outputs at several shapes, and the original.
+
+    The outputs of the source model are the reference on its own inputs (see ``feeds``) and on shape corners that the
+    source itself can run. Where the source carries a reference.npz, the candidate must also agree with the original
+    as well as the source's history allows.
+    """
+    from modelops.graphs.describe import signature
+
+    checks = [_same_signature(source.signature, signature(candidate))]
+    if not checks[0]:
+        return checks
+    pairs = list(_pairs(source, workbench))
+    try:
+        with running(candidate) as after:
+            comparison = Comparison()
+            for feed, wanted in pairs:
+                comparison.add(wanted, after.run(feed))
+            checks += judge(comparison.differences(), "structural", agreement_evaluated=False)
+            if source.has(REFERENCE):
+                checks += _original_checks(source, after)
+    except StageFailed as error:
+        return [*checks, Check("runs", "fail", f"the new graph does not run: {error.message}")]
+    return checks
+
+
+def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Feed, Feed]]:
+    """(inputs, outputs of the source) for the source's feeds, and for the shape corners that it can run."""
+    with running(source.model) as session:
+        for feed in feeds(source, workbench):
+            yield feed, session.run(feed)
+        for feed in corner_feeds(source.signature, bounds=index_bounds(source.model)):
+            try:
+                wanted = session.run(feed)
+            except StageFailed as error:
+                log.debug("the source can't run a shape corner: %s", error)
+                continue
+            yield feed, wanted
+
+
+def _original_checks(source: Artifact, session: Session) -> list[Check]:
+    from modelops.graphs import reference
+
+    measured = reference_differences(reference.read(source.file(REFERENCE)), session)
+    transition = between(source.manifest.history, ())
+    checks = judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
+    return [
+        Check(f"original.{c.name}", c.verdict, f"against the original: {c.message}", c.value, c.threshold, c.n)
+        for c in checks
+        if c.verdict != "not-evaluated"
+    ]
+
+
+def _same_signature(source: Signature, target: Signature) -> Check:
+    problems = []
+    for side, old, new in (("inputs", source.inputs, target.inputs), ("outputs", source.outputs, target.outputs)):
+        if [(spec.name, spec.dtype) for spec in old] != [(spec.name, spec.dtype) for spec in new]:
+            problems.append(f"{side} were {', '.join(map(str, old))}, now {', '.join(map(str, new))}")
+            continue
+        for before, after in zip(old, new, strict=True):
+            ranks = len(before.shape) == len(after.shape)
+            if side == "inputs" and (
+                not ranks or any(isinstance(a, int) and a != b for a, b in zip(after.shape, before.shape, strict=True))
+            ):
+                problems.append(f"{before} became {after}")
+    if problems:
+        return Check("signature", "fail", "; ".join(problems))
+    return Check("signature", "pass", "names, dtypes and dynamic dimensions are kept")
+
+
+def _first(batches: Iterable[Feed], signature: Signature, rows: int) -> Iterator[Feed]:
+    axis, seen = BatchAxis.of(signature), 0
+    for feed in batches:
+        yield feed
+        seen += axis.rows(feed)
+        if seen >= rows:
+            return
+
+
+def _kept(array: Any, columns: Any) -> Any:
+    return array if columns is None else array[..., columns]
+
+
+def _float64(array: Any) -> Any:
+    return array.astype("float64") if array.dtype.kind not in "OSU" else array

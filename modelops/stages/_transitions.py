@@ -1,0 +1,41 @@
+"""What lies between two models, told from their histories: which row of the table of gates applies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelops.core.manifest import Step
+from modelops.measures.gates import TransitionName
+
+# From the one that may change least to the one that may change most; a chain of steps is judged by its last in here.
+_ORDER: tuple[TransitionName, ...] = ("structural", "export", "float16", "bfloat16", "int8", "weights", "prune")
+_METHODS: dict[str, TransitionName] = {"static": "int8", "dynamic": "int8"}
+
+
+def between(model: Sequence[Step], reference: Sequence[Step]) -> TransitionName:
+    """The transition that the steps outside the common beginning of two histories amount to.
+
+    The strictest, ``structural``, where the histories do not tell.
+    """
+    shared = 0
+    for one, other in zip(model, reference, strict=False):
+        if one.key != other.key:
+            break
+        shared += 1
+    found = [transition_of(step) for step in (*model[shared:], *reference[shared:])]
+    return max(found, key=_ORDER.index, default="structural")
+
+
+def transition_of(step: Step) -> TransitionName:
+    """What one step may do to outputs."""
+    if step.stage == "convert":
+        return "export"
+    if step.stage == "prune":
+        return "prune"
+    if step.stage == "quantize":
+        method = step.options.get("method")
+        name = str(method.get("name") if isinstance(method, dict) else method)
+        if name in _ORDER:
+            return name
+        return _METHODS.get(name, "int8")
+    return "structural"
