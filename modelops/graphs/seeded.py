@@ -217,3 +217,7 @@ def _integers(
     if shape and top > 100:  # every other row prefers small ids, as frequent words have
         values[1::2] = np.minimum(top ** random.random(values[1::2].shape), top - 1).astype(np.int64)
     return values.astype(dtype)
+
+
+def _is_expression(dim: str) -> bool:
+    return len(dim) <= 200 and any(sign in dim for sign in "+-*/")
