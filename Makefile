@@ -21,7 +21,7 @@ PIP_FLAGS ?=
 PIP_VERSION := 26.3
 TEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
-OUT ?= out
+RESULTS ?= out
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -40,14 +40,14 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP) examples/digits/weights.safetensors
-	$(BIN)/modelops run examples/digits/recipe.toml --out $(OUT)/digits
+	$(BIN)/modelops run examples/digits/recipe.toml --out $(RESULTS)/digits
 
 # Both data files are written before the weights, so one target stands for all three.
 examples/digits/weights.safetensors: examples/digits/train.py examples/digits/model.py | $(STAMP)
 	$(BIN)/python examples/digits/train.py
 
 minilm: $(STAMP) examples/minilm/data/held_out.jsonl
-	$(BIN)/modelops run examples/minilm/recipe.toml --out $(OUT)/minilm
+	$(BIN)/modelops run examples/minilm/recipe.toml --out $(RESULTS)/minilm
 
 # The data files are written after the model, so one target stands for all.
 examples/minilm/data/held_out.jsonl: examples/minilm/prepare.py | $(STAMP)
@@ -67,6 +67,6 @@ bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:
-	rm -rf .venv $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf examples/digits/data examples/digits/weights.safetensors examples/minilm/data examples/minilm/model
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

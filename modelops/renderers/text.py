@@ -1,0 +1,114 @@
+"""Text for people: the verdict first, then what was checked, measured and decided. No escape codes unless asked for."""
+
+from __future__ import annotations
+
+import textwrap
+
+from modelops.core.component import option
+from modelops.renderers import Renderer
+from modelops.renderers._common import (
+    WORDS,
+    Document,
+    aligned,
+    checks,
+    cost,
+    is_run,
+    measured,
+    metrics,
+    notes,
+    outcome,
+    own_error,
+    route,
+    sentence,
+    steps,
+    visible,
+    worst_first,
+)
+
+_COLOURS = {"pass": "32", "done": "32", "inconclusive": "33", "not-evaluated": "33", "fail": "31", "error": "31"}
+_ASCII = {"…": "...", "→": "->", "×": "x", "≥": ">=", "≤": "<=", "±": "+-", "–": "-", "—": "-", "µ": "u"}
+
+
+class Text(Renderer):
+    """Plain text that reads well in a terminal, in a log and in a mail."""
+
+    colour: bool = option(False, help="Colour the verdicts.")
+    ascii: bool = option(False, help="Write ASCII characters only.")
+    quiet: bool = option(False, help="Show only what failed.")
+    width: int = option(100, help="Columns to wrap long sentences at.", min=40)
+
+    def render(self, document: Document) -> str:
+        """Blocks of lines, one for each stage; an empty text when quiet and nothing failed."""
+        blocks = [self._stage(step) for step in steps(document) if not self.quiet or _bad(step)]
+        error = own_error(document)
+        if is_run(document) and (error or not self.quiet):
+            blocks.append(self._run(document))
+        text = "\n".join(_harmless(line) for block in blocks for line in (*block, ""))
+        return self._ascii(text) if self.ascii else text
+
+    def _stage(self, document: Document) -> list[str]:
+        found = worst_first(checks(document))
+        if self.quiet:
+            found = [check for check in found if check.get("verdict") != "pass"]
+        lines = [self._headline(document)]
+        lines += self._reasons(document)
+        if document.get("reused"):
+            lines += self._wrapped(f"reused: {visible(document['reused'])}")
+        rows = [[WORDS.get(str(check["verdict"]), "?"), visible(check["name"], 60)] for check in found]
+        for line, check in zip(aligned(rows), found, strict=True):
+            lines += self._wrapped(f"{line}  {sentence(check)}", colour=str(check["verdict"]))
+        if not self.quiet:
+            figures = [[visible(item["name"], 60), *measured(item)] for item in metrics(document)]
+            lines += [f"  {line}" for line in aligned(figures, right=[1])]
+            for note in notes(document):
+                lines += self._wrapped(f"- {visible(note)}")
+        return lines
+
+    def _run(self, document: Document) -> list[str]:
+        return [self._headline(document), *self._reasons(document)]
+
+    def _headline(self, document: Document) -> str:
+        found = outcome(document)
+        details = [f"{visible(document.get('command') or 'modelops')}: {self._coloured(WORDS[found], found)}"]
+        if document.get("exit_code"):
+            details.append(f"exit {document['exit_code']}")
+        elif document.get("advisory") and found not in ("pass", "done"):
+            details.append("advisory: exit 0")
+        details += [part for part in (route(document), cost(document)) if part]
+        return "  ".join(details)
+
+    def _reasons(self, document: Document) -> list[str]:
+        error = own_error(document)
+        if not error:
+            return []
+        lines = self._wrapped(visible(error.get("message") or error.get("code")))
+        if error.get("hint"):
+            lines += self._wrapped(f"hint: {visible(error['hint'])}")
+        return lines
+
+    def _wrapped(self, text: str, colour: str = "") -> list[str]:
+        lines = textwrap.wrap(
+            text, self.width - 2, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+        word = WORDS.get(colour, "")
+        if word and lines and lines[0].startswith(word):
+            lines[0] = self._coloured(word, colour) + lines[0][len(word) :]
+        return [f"  {line}" for line in lines]
+
+    def _coloured(self, word: str, found: str) -> str:
+        return f"\x1b[{_COLOURS[found]}m{word}\x1b[0m" if self.colour else word
+
+    def _ascii(self, text: str) -> str:
+        for character, plain in _ASCII.items():
+            text = text.replace(character, plain)
+        return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _bad(document: Document) -> bool:
+    return outcome(document) not in ("pass", "done")
+
+
+def _harmless(line: str) -> str:
+    """The line with a mark before a leading "::", which GitHub's runner would obey in any job's log."""
+    rest = line.lstrip()
+    return line[: len(line) - len(rest)] + "\\" + rest if rest.startswith("::") else line

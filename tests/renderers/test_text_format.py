@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from report_documents import FAILED, GOOD, document, error
+
+from modelops.core.report import Check, Metric, Report
+from modelops.renderers.text import Text
+
+
+def lines(value: object, **options: object) -> list[str]:
+    return Text.parse(options).render(value).splitlines()  # type: ignore[arg-type]
+
+
+def test_the_verdict_comes_first_with_the_way_and_the_cost() -> None:
+    assert lines(document(GOOD))[0] == "quantize: PASS  out/02-simplify -> out/03-quantize  1.92 s, 310 MiB"
+
+
+def test_failed_checks_come_before_the_others() -> None:
+    words = [line.split()[0] for line in lines(document(FAILED))[1:5]]
+    assert words == ["FAIL", "INCONCLUSIVE", "NOT", "PASS"]
+
+
+def test_figures_show_their_interval_and_count() -> None:
+    assert "  ratio    1.214x  1.180x to 1.250x at 99 %, n=8" in lines(document(GOOD))
+
+
+def test_a_check_without_a_message_shows_its_value_and_threshold() -> None:
+    report = Report(checks=(Check("snr", "fail", "", 42.0, ">= 100 dB", 32),))
+    assert "  FAIL  snr  42 (needs >= 100 dB) n=32" in lines(document(report))
+
+
+def test_no_escape_code_is_written_unless_asked_for() -> None:
+    assert "\x1b" not in Text.parse({}).render(document(FAILED))
+    assert "\x1b[31mFAIL\x1b[0m" in Text.parse({"colour": True}).render(document(FAILED))
+
+
+def test_colour_takes_no_columns() -> None:
+    plain, coloured = (Text.parse({"colour": on}).render(document(FAILED)) for on in (False, True))
+    for code in ("\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"):
+        coloured = coloured.replace(code, "")
+    assert coloured == plain
+
+
+def test_ascii_holds_only_ascii() -> None:
+    report = Report((Metric("größe", 1.5, "µs"),), notes=("a → b … 中",))
+    text = Text.parse({"ascii": True}).render(document(report))
+    assert text.isascii()
+    assert "a -> b ... \\u4e2d" in text
+
+
+def test_columns_are_aligned_when_names_are_wide() -> None:
+    report = Report((Metric("中文", 1, ""), Metric("abcd", 2, "")))
+    assert lines(document(report))[1:] == ["  中文  1", "  abcd  2"]
+
+
+def test_long_sentences_are_wrapped() -> None:
+    report = Report(notes=("word " * 60,))
+    assert max(map(len, lines(document(report), width=60)[1:])) <= 60
+
+
+def test_quiet_shows_only_what_failed() -> None:
+    assert lines(document(GOOD), quiet=True) == []
+    text = "\n".join(lines(document(FAILED), quiet=True))
+    assert "speed" in text
+    assert "first" not in text
+
+
+def test_quiet_run_shows_only_the_failed_stage() -> None:
+    run = document(
+        command="run", exit_code=1, verdict="fail", steps=[document(GOOD, command="prune"), document(FAILED)]
+    )
+    text = "\n".join(lines(run, quiet=True))
+    assert "quantize" in text
+    assert "prune" not in text
+
+
+def test_advisory_says_that_the_exit_code_is_zero() -> None:
+    assert "FAIL  advisory: exit 0" in lines(document(FAILED, advisory=True, exit_code=0))[0]
+
+
+def test_an_error_shows_its_code_message_and_hint() -> None:
+    shown = lines(document(exit_code=4, error=error()))
+    assert shown[0].startswith("quantize: ERROR  exit 4")
+    assert shown[1:3] == ["  no good", "  hint: do it well"]
+
+
+def test_a_wrapped_line_never_starts_a_workflow_command() -> None:
+    report = Report(notes=("x" * 57 + " ::set-output name=a::b",))
+    shown = lines(document(report), width=60)
+    assert any("\\::set-output" in line for line in shown)
