@@ -109,7 +109,9 @@ class Artifact:
                 raise InputRefused(f"{self.path}: {name} is not in the manifest", hint="remove it, or make it anew")
             size = listed.pop(name).size
             if info.st_size != size:
-                raise InputRefused(f"{self.path}: {name} has {info.st_size} bytes, the manifest says {size}", hint=_ANEW)
+                raise InputRefused(
+                    f"{self.path}: {name} has {info.st_size} bytes, the manifest says {size}", hint=_ANEW
+                )
         for name in listed:
             raise InputRefused(f"{self.path}: {name} is missing", hint=_ANEW)
 
@@ -287,7 +289,9 @@ def target_exists(target: Path) -> UsageError:
 def refuse_foreign(target: Path) -> None:
     """UsageError unless the path is an artifact directory, so that --force never removes anything else."""
     if target.is_symlink() or not (target / FILE_NAME).is_file():
-        raise UsageError(f"{target} is not an artifact: it won't be replaced", hint="move it away, or choose another name")
+        raise UsageError(
+            f"{target} is not an artifact: it won't be replaced", hint="move it away, or choose another name"
+        )
 
 
 def sweep(target: Path) -> None:
@@ -339,5 +343,3 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         log.warning("could not remove %s", path)
-
-

@@ -11,7 +11,6 @@ A component is a frozen dataclass whose fields are its options::
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 import types
@@ -123,9 +122,17 @@ def described(component: Component) -> dict[str, Any]:
     return {"name": component.name, **component.to_dict()}
 
 
-@functools.cache
+_OPTIONS: dict[type, tuple[Option, ...]] = {}
+
+
 def options_of(cls: type[Component]) -> tuple[Option, ...]:
     """The options of a component class, in the order of their declaration."""
+    if cls not in _OPTIONS:
+        _OPTIONS[cls] = _declared(cls)
+    return _OPTIONS[cls]
+
+
+def _declared(cls: type[Component]) -> tuple[Option, ...]:
     annotations = hints(cls)
     found = []
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -223,24 +230,21 @@ def _single(item: Option, value: Any) -> Any:
     return value
 
 
-def _number(item: Option, value: Any) -> int | float:
+def _number(item: Option, value: Any) -> float:
     if isinstance(value, str):
         value = _measured(item, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(f"{item.flag} is a number, not {value!r}")
-    if item.type is int:
-        if isinstance(value, float) and not value.is_integer():
-            raise UsageError(f"{item.flag} is a whole number, not {value!r}")
-        value = int(value)
-    else:
-        value = float(value)
-        if not math.isfinite(value):
-            raise UsageError(f"{item.flag} is a finite number, not {value!r}")
-    if item.min is not None and value < item.min:
-        raise UsageError(f"{item.flag} is {value}; the least is {item.min}")
-    if item.max is not None and value > item.max:
-        raise UsageError(f"{item.flag} is {value}; the most is {item.max}")
-    return value
+    if not math.isfinite(value):
+        raise UsageError(f"{item.flag} is a finite number, not {value!r}")
+    if item.type is int and not float(value).is_integer():
+        raise UsageError(f"{item.flag} is a whole number, not {value!r}")
+    number: float = int(value) if item.type is int else float(value)
+    if item.min is not None and number < item.min:
+        raise UsageError(f"{item.flag} is {number}; the least is {item.min}")
+    if item.max is not None and number > item.max:
+        raise UsageError(f"{item.flag} is {number}; the most is {item.max}")
+    return number
 
 
 def _measured(item: Option, text: str) -> float | int:

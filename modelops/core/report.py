@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Verdict = Literal["pass", "fail", "inconclusive", "not-evaluated"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "inconclusive", "fail", "not-evaluated")
+_WORST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class Report:
     def verdict(self) -> Verdict:
         """The worst verdict among the checks that were evaluated; ``not-evaluated`` when none was."""
         found = {check.verdict for check in self.checks}
-        for verdict in ("fail", "inconclusive", "pass"):
+        for verdict in _WORST_FIRST:
             if verdict in found:
-                return verdict  # type: ignore[return-value]
+                return verdict
         return "not-evaluated"
 
     @property

@@ -93,7 +93,7 @@ def call(
         watch.look()
         seconds = time.monotonic() - started
         if result is None:
-            raise _crashed(status, what, output)
+            raise crashed(status, what, output)
     if result["event"] == "bug":
         raise WorkerBug(result["traceback"])
     if result["event"] == "error":
@@ -111,7 +111,7 @@ def _spawn(function: str, arguments: Mapping[str, Any], writer: int, output: IO[
             stderr=subprocess.STDOUT,
             pass_fds=(writer,),
             start_new_session=True,
-            env=_environment(),
+            env=child_environment(),
         )
     except OSError as error:
         raise from_os_error(error, "can't start a worker") from error
@@ -121,9 +121,11 @@ def _spawn(function: str, arguments: Mapping[str, Any], writer: int, output: IO[
     return child
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The parent's environment, made deterministic, offline and free of what a model could use to steer a runtime."""
-    env = {key: value for key, value in os.environ.items() if key not in ("ORT_LOAD_CONFIG_FROM_MODEL", "PYTHONSTARTUP")}
+    env = {
+        key: value for key, value in os.environ.items() if key not in ("ORT_LOAD_CONFIG_FROM_MODEL", "PYTHONSTARTUP")
+    }
     package_root = str(Path(__file__).resolve().parents[2])
     env["PYTHONPATH"] = os.pathsep.join(part for part in (package_root, env.get("PYTHONPATH", "")) if part)
     env.setdefault("HF_HUB_OFFLINE", "1")
@@ -175,7 +177,7 @@ def _events(reader: int, child: subprocess.Popen[bytes], watch: _Watch) -> Itera
             yield json.loads(line)
 
 
-def _crashed(status: int, what: str, output: IO[bytes]) -> ModelOpsError:
+def crashed(status: int, what: str, output: IO[bytes]) -> ModelOpsError:
     tail = _tail(output)
     if status == -signal.SIGKILL:
         return ResourceExhausted(
@@ -232,7 +234,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """The child's side: read a job from standard input, run it, and write events to the pipe that it names."""
-    _die_with_parent()
+    die_with_parent()
     job = json.loads(sys.stdin.buffer.read())
     if os.getppid() != job["parent"]:
         os._exit(1)
@@ -279,7 +281,7 @@ def _result(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"event": "result", "value": value}
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies; elsewhere the parent's own clean-up must do."""
     import ctypes
     import resource

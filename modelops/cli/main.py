@@ -1,0 +1,120 @@
+"""The entry point: the one place that turns failures into messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from modelops import __version__
+from modelops.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EnvironmentMissing,
+    ModelOpsError,
+    UsageError,
+    unknown_name,
+)
+
+_ISSUES = "please report it, with the command and the lines above, where you got modelops from"
+
+
+def main() -> None:
+    """Run the command line of this process, and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, _interrupt)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line; gives the exit code that the table in ``modelops.errors`` tells."""
+    words = list(argv)
+    before_dashes = words[: words.index("--")] if "--" in words else words
+    as_json, debug = "--json" in before_dashes, "--debug" in before_dashes
+    name = words[0] if words else ""
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left half-written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except ModelOpsError as error:
+        if debug:
+            traceback.print_exc()
+        from modelops.cli.shell import failure, print_failure
+
+        return print_failure(failure(name, error), as_json=as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        print(getattr(error, "text", None) or traceback.format_exc(), file=sys.stderr)
+        print(f"this is a bug in modelops {__version__}: {_ISSUES}", file=sys.stderr)
+        if as_json:
+            _print_bug(name, error)
+        return EXIT_BUG
+
+
+def _print_bug(name: str, error: Exception) -> None:
+    from modelops.cli.shell import failure, print_failure
+
+    document = failure(name, ModelOpsError(f"bug in modelops: {type(error).__name__}: {error}", hint=_ISSUES))
+    print_failure(document, as_json=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _dispatch(words: list[str]) -> int:
+    from modelops.cli import help as root
+
+    if sys.platform == "win32":
+        raise EnvironmentMissing("modelops does not run on Windows", hint="run it under WSL 2 or in a Linux container")
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(root.page())
+        return 0
+    if words[0] == "--version":
+        print(f"modelops {__version__}")
+        return 0
+    name = words[0]
+    if name in root.stage_files() or (name not in root.COMMANDS and name in _plugin_stages()):
+        from modelops.cli.commands import _stage
+
+        return _invoke(_stage.command(name), name, words[1:])
+    if name not in root.COMMANDS:
+        raise unknown_name("command", name, [*root.stage_files(), *root.COMMANDS])
+    import importlib
+
+    return _invoke(importlib.import_module(f"modelops.cli.commands.{name}").command(), name, words[1:])
+
+
+def _plugin_stages() -> list[str]:
+    from modelops.stages import REGISTRY
+
+    return list(REGISTRY.plugins())
+
+
+def _invoke(function: Callable[..., Any], name: str, words: list[str]) -> int:
+    """Let Typer parse the words and call the function; gives the function's exit code."""
+    import typer
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.command(name=name)(function)
+    try:
+        code = typer.main.get_command(app).main(args=words, prog_name=f"modelops {name}", standalone_mode=False)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except typer.exceptions.TyperException as error:
+        # What Typer raises on bad usage: an unknown flag, a missing argument, a value that is not a choice.
+        raise UsageError(" ".join(error.format_message().split()), hint=f"modelops {name} --help") from error
+    return int(code or 0)

@@ -1,0 +1,228 @@
+"""From a component's options to flags, and back: nothing here knows any stage by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from modelops.cli.shell import Shell
+from modelops.core.component import Component, Option, option, options_of
+from modelops.core.registry import Registry
+from modelops.errors import UsageError
+from modelops.stages import Stage
+
+REPORTING = "Reporting"
+RUNNING = "Running"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: where its value goes, and which components it belongs to (none: the stage itself)."""
+
+    parameter: str
+    option: Option
+    choice: str = ""
+    owners: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return "--" + self.parameter.replace("_", "-")
+
+
+def flags_of(cls: type[Stage]) -> list[Flag]:
+    """Every flag of a stage: its own options, then those of the components that it can choose."""
+    own = options_of(cls)
+    flags = [Flag(item.name, item) for item in own]
+    taken = {item.name for item in own} | set(COMMON)
+    seen: set[int] = set()
+    for item in own:
+        if item.registry is None:
+            continue
+        # A second choice of the same kind (--against-backend) prefixes its components' flags (--against-threads).
+        prefix = item.name.removesuffix(item.registry.noun) if id(item.registry) in seen else ""
+        seen.add(id(item.registry))
+        flags += _component_flags(item, item.registry, prefix, taken)
+    return flags
+
+
+def _component_flags(item: Option, registry: Registry[Any], prefix: str, taken: set[str]) -> list[Flag]:
+    """The flags of all components of a kind; the same option of several components is one flag."""
+    found: dict[str, Flag] = {}
+    for name in registry.names():
+        for inner in options_of(registry.load(name)):
+            flag = prefix + inner.name
+            same = found.get(flag)
+            if same is not None and (same.option.type, same.option.many) == (inner.type, inner.many):
+                found[flag] = Flag(flag, same.option, item.name, (*same.owners, name))
+                continue
+            if same is not None or flag in taken:
+                flag = f"{prefix}{name.replace('-', '_')}_{inner.name}"
+            found[flag] = Flag(flag, inner, item.name, (name,))
+    taken |= found.keys()
+    return list(found.values())
+
+
+def stage_from(cls: type[Stage], values: Mapping[str, Any]) -> Stage:
+    """The stage that these flag values ask for; a flag of a component that was not chosen is refused."""
+    options: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for flag in flags_of(cls):
+        value = values.get(flag.parameter)
+        if value is None or (flag.option.many and not value):
+            continue
+        if not flag.choice:
+            options[flag.option.name] = value
+            continue
+        item = next(item for item in options_of(cls) if item.name == flag.choice)
+        chosen = values.get(flag.choice) or item.default
+        if chosen not in flag.owners:
+            names = " or ".join(f"{item.flag} {name}" for name in flag.owners)
+            raise UsageError(f"{flag.text} needs {names}", hint=f"add {item.flag} {flag.owners[0]}, or leave it out")
+        nested.setdefault(flag.choice, {"name": chosen})[flag.option.name] = value
+    return cls.parse({**options, **nested})
+
+
+def parameter(flag: Flag) -> inspect.Parameter:
+    """The flag as a parameter that Typer reads; its default is None, so that what was not given can be told."""
+    item = flag.option
+    shown: bool | str = _shown(item)
+    declaration = flag.text
+    if item.type is bool and item.default is not False:
+        declaration = f"{flag.text}/--no-{flag.parameter.replace('_', '-')}"
+    info = typer.Option(
+        declaration,
+        help=_help(item),
+        show_default=shown,
+        metavar=_metavar(item),
+        rich_help_panel=f"With --{flag.choice.replace('_', '-')} {' or '.join(flag.owners)}" if flag.choice else None,
+    )
+    return inspect.Parameter(
+        flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_annotation(item), info]
+    )
+
+
+def _annotation(item: Option) -> Any:
+    # Numbers stay text here: the component reads them, units and limits included, and its errors name the flag.
+    base: Any = bool if item.type is bool else Literal[item.choices] if item.choices else str
+    return list[base] | None if item.many else base | None
+
+
+def _metavar(item: Option) -> str | None:
+    if item.registry is not None:
+        return f"[{'|'.join(item.registry.names())}]"
+    if item.type is bool or item.choices:
+        return None
+    names: dict[type, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+    units = {"fraction": "PERCENT", "seconds": "DURATION", "bytes": "SIZE", "ratio": "RATIO"}
+    return units.get(item.unit) or names[item.type]
+
+
+def _shown(item: Option) -> bool | str:
+    default = item.default
+    if item.required or default is None or default is False or default == ():
+        return False
+    if default is True:
+        return "on"
+    if item.many:
+        return ", ".join(str(part) for part in default)
+    if item.unit == "fraction":
+        return f"{default * 100:g}%"
+    if item.unit == "seconds":
+        return f"{default:g}s"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _help(item: Option) -> str:
+    limits = [f"≥ {item.min:g}" if item.min is not None else "", f"≤ {item.max:g}" if item.max is not None else ""]
+    bounds = ", ".join(limit for limit in limits if limit)
+    text = f"{item.help} ({bounds})" if bounds else item.help
+    return f"{text} [required]" if item.required else text
+
+
+def _common(name: str, annotation: Any, default: Any, **info: Any) -> inspect.Parameter:
+    option = typer.Option(*info.pop("names"), **info)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
+
+
+class Limits(Component):
+    """The limits that every command takes, read with their units as components read theirs."""
+
+    time_limit: float | None = option(
+        None, help="Stop a stage that takes longer, such as 10m.", min=0.1, unit="seconds"
+    )
+    memory_limit: int | None = option(
+        None, help="Stop a stage that needs more memory, such as 6g.", min=1 << 26, unit="bytes"
+    )
+
+
+COMMON: dict[str, inspect.Parameter] = {
+    shared.name: shared
+    for shared in [
+        _common("json", bool, False, names=["--json"], rich_help_panel=REPORTING, help="Print one JSON document."),
+        _common(
+            "report", list[str] | None, None, names=["--report"], metavar="FORMAT=PATH", rich_help_panel=REPORTING,
+            help="Write a report too: json, markdown, junit, github or text. Repeatable.", show_default=False,
+        ),
+        _common("quiet", bool, False, names=["--quiet", "-q"], help="Print failures only.", rich_help_panel=REPORTING),
+        _common("verbose", bool, False, names=["--verbose", "-v"], help="Say more.", rich_help_panel=REPORTING),
+        _common(
+            "debug", bool, False, names=["--debug"], rich_help_panel=REPORTING,
+            help="Show what the tools below print, and tracebacks.",
+        ),
+        *(parameter(Flag(item.name, item)) for item in options_of(Limits)),
+        _common("force", bool, False, names=["--force"], help="Replace the artifact at OUT.", rich_help_panel=RUNNING),
+        _common(
+            "advisory", bool, False, names=["--advisory"], rich_help_panel=RUNNING,
+            help="Report everything, and exit with 0 whatever the verdict.",
+        ),
+    ]
+}  # fmt: skip
+
+
+def shell_from(command: str, values: Mapping[str, Any]) -> Shell:
+    """The shell that the shared flags among these values ask for."""
+    limits = Limits.parse(
+        {name: values[name] for name in ("time_limit", "memory_limit") if values.get(name) is not None}
+    )
+    return Shell(
+        command=command,
+        json=bool(values.get("json")),
+        report=tuple(values.get("report") or ()),
+        quiet=bool(values.get("quiet")),
+        verbose=bool(values.get("verbose")),
+        debug=bool(values.get("debug")),
+        time_limit=limits.time_limit,
+        memory_limit=limits.memory_limit,
+    )
+
+
+def shaped(
+    body: Callable[[dict[str, Any]], int], name: str, doc: str, parameters: list[inspect.Parameter]
+) -> Callable[..., int]:
+    """A function with these parameters, for Typer to read, that hands their values to ``body``."""
+
+    def command(**values: Any) -> int:
+        return body(values)
+
+    command.__name__ = name
+    command.__doc__ = doc
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    return command
+
+
+def argument(name: str, metavar: str, text: str, *, optional: bool = False) -> inspect.Parameter:
+    """A positional argument."""
+    info = typer.Argument(metavar=metavar, help=text, show_default=False)
+    annotation = str | None if optional else str
+    default = None if optional else inspect.Parameter.empty
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+    )

@@ -1,0 +1,422 @@
+"""Running one stage: resolve, reuse or draft, time, hash, record, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import modelops
+from modelops.core import cache, machine, worker
+from modelops.core.artifact import Artifact, Publication, drafting, target_exists
+from modelops.core.manifest import FILE_NAME, Manifest, Step, digest
+from modelops.core.registry import require
+from modelops.core.report import Report
+from modelops.core.worker import Limits
+from modelops.errors import (
+    GateFailed,
+    Inconclusive,
+    InputRefused,
+    ModelOpsError,
+    UsageError,
+    from_os_error,
+    missing_path,
+)
+from modelops.stages import REGISTRY, Stage
+
+ProgressListener = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How to run, none of which changes the result: limits, listeners, and where a worker's output goes."""
+
+    time_limit: float | None = None
+    memory_limit: int | None = None
+    on_progress: ProgressListener | None = None
+    log_to: IO[bytes] | None = None
+
+    def limits(self, stage: Stage, model_bytes: int) -> Limits:
+        limits = stage.limits(model_bytes)
+        if self.time_limit is not None:
+            limits = replace(limits, wall_seconds=self.time_limit)
+        if self.memory_limit is not None:
+            limits = replace(limits, memory_bytes=self.memory_limit)
+        return limits
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one stage. ``artifact`` is None when nothing was published; ``reused`` says why nothing was run."""
+
+    stage: str
+    report: Report
+    source: Mapping[str, str]
+    artifact: Artifact | None = None
+    reused: str = ""
+    ran_because: str = ""
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    advisory: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.advisory else self.report.exit_code
+
+    def document(self) -> dict[str, Any]:
+        """The outcome as the JSON document that every renderer reads."""
+        target = {"path": str(self.artifact.path), "id": self.artifact.id} if self.artifact else None
+        return {
+            "schema": "modelops.document/1",
+            "command": self.stage,
+            "exit_code": self.exit_code,
+            "verdict": self.report.verdict,
+            "advisory": self.advisory,
+            "source": dict(self.source),
+            "target": target,
+            "reused": self.reused,
+            "ran_because": self.ran_because,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "report": self.report.to_dict(),
+            "error": error.to_dict() if (error := self.error()) else None,
+            "steps": [],
+        }
+
+    def error(self) -> ModelOpsError | None:
+        """The failed or undecided gate as the error that scripts read, or None."""
+        if self.exit_code == 0:
+            return None
+        worst = self.report.worst()
+        message = f"{worst.name}: {worst.message}" if worst else self.report.verdict
+        kind = GateFailed if self.exit_code == GateFailed.exit_code else Inconclusive
+        return kind(message, hint=str(self.report.details.get("hint", "")))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage bound to what it reads, with the key that identifies the work."""
+
+    stage: Stage
+    source: Artifact | str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def source_id(self) -> str:
+        """The artifact's id, or the last part of a source's text: a source is known by the files it consists of."""
+        return self.source.id if isinstance(self.source, Artifact) else os.path.basename(self.source.rstrip("/"))
+
+    @property
+    def tools(self) -> dict[str, str]:
+        names = {name for component in self.stage.components() for name in component.tools}
+        return {"modelops": modelops.__version__, **machine.versions(names)}
+
+    @property
+    def key(self) -> str:
+        """sha256 over source, options, digests of all files read, and tool versions; paths do not enter."""
+        options = self.stage.to_dict()
+        for name in self.inputs:
+            options.pop(name.partition("[")[0], None)
+        return digest(
+            {
+                "stage": self.stage.name,
+                "source": self.source_id,
+                "options": options,
+                "inputs": dict(self.inputs),
+                "tools": self.tools,
+                "cpu": list(machine.cpu_features()) if self.stage.machine_dependent else [],
+            }
+        )
+
+
+def bind(stage: Stage, source: Artifact | str) -> Work:
+    """The work of a stage on a source: digests every file that it says it reads."""
+    for component in stage.components():
+        require(type(component))
+    text = str(source.path) if isinstance(source, Artifact) else source
+    inputs = {}
+    for name, path in stage.inputs(text).items():
+        try:
+            inputs[name] = input_digest(name, path)
+        except OSError as error:
+            raise from_os_error(error, f"can't read {path}") from error
+    return Work(stage, source, inputs)
+
+
+def input_digest(name: str, path: Path) -> str:
+    """What identifies an input: an artifact's id, which no time stamp enters, or the bytes of files."""
+    if (path / FILE_NAME).is_file():
+        return Artifact.open(path).id
+    return cache.digest_of(path) if path.exists() else _text_digest(name, path)
+
+
+def _text_digest(name: str, path: Path) -> str:
+    """The digest of an option that names no file as it stands: ``file.py:function``, or a generator such as random."""
+    head, colon, function = str(path).rpartition(":")
+    if colon and Path(head).is_file():
+        return digest({"file": cache.digest_of(Path(head)), "function": function})
+    if str(path).partition(":")[0] == "random" or (colon and head.replace(".", "").isidentifier()):
+        return digest({"text": str(path)})
+    raise missing_path(name.replace("_", " "), path)
+
+
+@contextlib.contextmanager
+def resolved(stage: Stage, source: str, surroundings: Surroundings) -> Iterator[Artifact | str]:
+    """What a stage reads: the text itself for sources, else an artifact."""
+    if stage.reads == "source":
+        yield source
+        return
+    with opened(source, surroundings) as artifact:
+        yield artifact
+
+
+@contextlib.contextmanager
+def opened(source: str, surroundings: Surroundings, *, evidence: bool = False) -> Iterator[Artifact]:
+    """The artifact at this path; a bare .onnx file is wrapped into a temporary one.
+
+    Evidence is refused unless it is asked for, since it holds no model.
+    """
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise InputRefused(f"{path} is neither an artifact directory nor an .onnx file", hint="convert it first")
+        with _scratch() as scratch:
+            place = scratch / (path.stem or "model")
+            worker.call(
+                "modelops.pipeline._job:wrap",
+                {"path": str(path.absolute()), "target": str(place)},
+                limits=surroundings.limits(Stage(), path.stat().st_size),
+                what=f"reading {path}",
+                log_to=surroundings.log_to,
+            )
+            yield Artifact.open(place)
+        return
+    artifact = Artifact.open(path)
+    if not evidence:
+        _ = artifact.model
+    yield artifact
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="modelops-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def run_stage(
+    stage: Stage,
+    source: str,
+    target: Path | str | None,
+    *,
+    force: bool = False,
+    advisory: bool = False,
+    surroundings: Surroundings | None = None,
+) -> Outcome:
+    """Run one stage on ``source`` and publish what it made at ``target``.
+
+    A target that already is this very result is reused. Without a target (measuring stages only) nothing is kept.
+    Raises ModelOpsError; a failed gate is no exception but the outcome's ``exit_code``.
+    """
+    surroundings = surroundings or Surroundings()
+    if target is not None:
+        _refuse_overlap(source, Path(target))
+    elif stage.writes == "model":
+        raise UsageError(f"{stage.name} needs OUT, the directory to write", hint=f"modelops {stage.name} IN OUT")
+    with resolved(stage, source, surroundings) as given:
+        work = bind(stage, given)
+        if target is not None and not force and (found := _already(work, Path(target))) is not None:
+            return replace(found, advisory=advisory, source=_named(source, work))
+        with contextlib.ExitStack() as stack:
+            if target is None:
+                target = stack.enter_context(_scratch()) / stage.name
+                outcome = execute(work, target, force=False, surroundings=surroundings)
+                outcome = replace(outcome, artifact=None)
+            else:
+                outcome = execute(work, Path(target), force=force, surroundings=surroundings)
+        return replace(outcome, advisory=advisory, source=_named(source, work))
+
+
+def _named(source: str, work: Work) -> dict[str, str]:
+    return {"path": source, "id": work.source_id if isinstance(work.source, Artifact) else ""}
+
+
+def _refuse_overlap(source: str, target: Path) -> None:
+    here, there = Path(source).resolve(), target.resolve()
+    if here == there or here in there.parents:
+        raise UsageError(f"{target} is, or lies inside, the source {source}", hint="choose another place for OUT")
+    if there in here.parents and there.exists():
+        raise UsageError(f"the source {source} lies inside {target}", hint="choose another place for OUT")
+
+
+def _already(work: Work, target: Path) -> Outcome | None:
+    """The outcome in place when the target is this very work's result; UsageError when it is something else."""
+    if not os.path.lexists(target):
+        return None
+    try:
+        artifact = Artifact.open(target)
+    except ModelOpsError as error:
+        raise target_exists(target) from error
+    if changed := difference(work, artifact):
+        raise UsageError(
+            f"{target} exists already, and is another result ({changed})",
+            hint="choose another name, or replace it with --force",
+        )
+    return kept(artifact)
+
+
+def kept(artifact: Artifact) -> Outcome:
+    """The outcome that an existing artifact's last step recorded."""
+    step = artifact.manifest.history[-1]
+    return Outcome(
+        stage=step.stage,
+        report=step.report,
+        source={},
+        artifact=artifact,
+        reused="same source, options, data and tools",
+        seconds=step.seconds,
+        peak_memory_bytes=step.peak_memory_bytes,
+    )
+
+
+def difference(work: Work, artifact: Artifact) -> str:
+    """Why this artifact is not the result of this work, in words; an empty string when it is."""
+    if not artifact.manifest.history:
+        return "it has no history"
+    step = artifact.manifest.history[-1]
+    if step.stage != work.stage.name:
+        return f"it was made by {step.stage}"
+    if step.key != work.key:
+        return _what_changed(work, step)
+    for name, known in step.report.details.get("files_read", {}).items():
+        path = Path(name)
+        if not path.is_file() or cache.digest_of(path) != known:
+            return f"file changed: {name}"
+    for entry in artifact.manifest.code_executed:
+        path = Path(entry["path"])
+        if not path.is_file() or cache.digest_of(path) != entry["sha256"]:
+            return f"code changed: {entry['path']}"
+    return ""
+
+
+def _what_changed(work: Work, step: Step) -> str:
+    if step.source != work.source_id:
+        return "its source changed"
+    for name, found in work.inputs.items():
+        if step.inputs.get(name) != found:
+            return f"{name} changed"
+    before, now = _flat(step.options), _flat(work.stage.to_dict())
+    paths = {name.partition("[")[0] for name in work.inputs}
+    changes = [
+        f"{name} {before.get(name)} → {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in paths
+    ]
+    if changes:
+        return "options changed: " + ", ".join(changes)
+    tools = [
+        f"{name} {step.tools.get(name)} → {work.tools.get(name)}"
+        for name in sorted(step.tools.keys() | work.tools.keys())
+        if step.tools.get(name) != work.tools.get(name)
+    ]
+    return "tools changed: " + ", ".join(tools) if tools else "the CPU's features changed"
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def execute(work: Work, target: Path, *, force: bool, surroundings: Surroundings) -> Outcome:
+    """Run the work in a worker on a draft of ``target``, and publish the draft when its report allows it."""
+    source_size = work.source.size if isinstance(work.source, Artifact) else _source_bytes(work)
+    with drafting(target, force=force) as publication:
+        result = worker.call(
+            "modelops.pipeline._job:run",
+            {
+                "stage": work.stage.name,
+                "options": work.stage.to_dict(),
+                "source": str(work.source.path.absolute()) if isinstance(work.source, Artifact) else work.source,
+                "draft": str(publication.draft.path),
+            },
+            limits=surroundings.limits(work.stage, source_size),
+            what=work.stage.name,
+            on_progress=surroundings.on_progress,
+            log_to=surroundings.log_to,
+        )
+        report = Report.parse(result.value["report"])
+        outcome = Outcome(work.stage.name, report, {}, None, "", "", result.seconds, result.peak_memory_bytes)
+        if work.stage.writes == "model" and report.exit_code != 0:
+            return outcome
+        manifest = _manifest(work, publication, result.value, outcome)
+        return replace(outcome, artifact=publication.publish(manifest))
+
+
+def _source_bytes(work: Work) -> int:
+    """The size of the files that a source consists of, 0 where they are not files."""
+    total = 0
+    for path in work.stage.inputs(str(work.source)).values():
+        with contextlib.suppress(OSError):
+            files = [path] if path.is_file() else path.rglob("*")
+            total += sum(file.stat().st_size for file in files if file.is_file())
+    return total
+
+
+def _manifest(work: Work, publication: Publication, result: Mapping[str, Any], outcome: Outcome) -> Manifest:
+    report = outcome.report
+    details = dict(report.details)
+    code = tuple(details.pop("code_executed", ()))
+    if result["files_read"]:
+        known = {os.path.abspath(entry["path"]) for entry in code}
+        details["files_read"] = {name: value for name, value in result["files_read"].items() if name not in known}
+    step = Step(
+        stage=work.stage.name,
+        options=work.stage.to_dict(),
+        key=work.key,
+        source=work.source_id,
+        seconds=round(outcome.seconds or 0.0, 3),
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        report=replace(report, details=details),
+        tools=work.tools,
+        inputs=work.inputs,
+    )
+    before = work.source.manifest if isinstance(work.source, Artifact) else None
+    evidence = work.stage.writes == "evidence"
+    return Manifest(
+        kind=work.stage.writes,
+        files=publication.files(),
+        graphs=result["graphs"],
+        created=timestamp(),
+        model=result["model"],
+        history=(step,) if evidence or before is None else (*before.history, step),
+        environment=machine.environment(),
+        code_executed=code if evidence or before is None else (*before.code_executed, *code),
+        parents=(before.id,) if before is not None else (),
+        measured=dict(details.get("measured", {})) if evidence else {},
+    )
+
+
+def timestamp() -> str:
+    """Now in UTC, or the time that SOURCE_DATE_EPOCH says."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = float(epoch) if epoch.isdecimal() else time.time()
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def load_stage(name: str, options: Mapping[str, Any]) -> Stage:
+    """The stage of that name with these options; UsageError for either."""
+    return REGISTRY.load(name).parse(options)
