@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from modelops.core.component import Component
 from modelops.core.registry import Registry
 from modelops.core.tensors import Signature
+
+
+@dataclass(frozen=True)
+class Call:
+    """One inference made ready, to be repeated with as little around it as possible.
+
+    ``once()`` is complete when it returns: a device has been waited for. ``outputs`` turns what it returned into arrays
+    by name. ``timer``, where there is a device with a clock of its own, starts that clock and gives what stops it and
+    returns the nanoseconds between.
+    """
+
+    once: Callable[[], Any]
+    outputs: Callable[[Any], dict[str, Any]]
+    timer: Callable[[], Callable[[], float]] | None = None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A model as its own framework runs it, for the backends that open no ONNX file.
+
+    ``call`` takes inputs by name and gives a sequence of outputs; ``move`` puts the model on a device by its name.
+    """
+
+    module: Any
+    call: Callable[[Mapping[str, Any]], Any]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...] = ()
 
 
 class Session(Protocol):
@@ -20,6 +49,15 @@ class Session(Protocol):
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs (name → numpy array) for these inputs (name → numpy array with its batch axis)."""
+
+    def prepare(self, feed: Mapping[str, Any]) -> Call:
+        """The same inference made ready to be timed, its inputs where the device wants them."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the session really uses, as JSON types: threads, providers, precision."""
+
+    def device_memory_bytes(self) -> int | None:
+        """The most memory of the device that was held so far, or None where the device is the CPU."""
 
     def close(self) -> None: ...
 
@@ -33,15 +71,18 @@ class Session(Protocol):
 class Backend(Component):
     """One runtime on one sort of device."""
 
+    opens: ClassVar[Literal["onnx", "module"]] = "onnx"
+    """What ``open`` gets: the path of an ONNX file, or a Module that its caller opened."""
+    library: ClassVar[str] = ""
+    """The package that does the work, by its import name; importing it is no part of loading a model."""
+
     def missing(self) -> str:
         """Why this backend can't be used here, with what would help; an empty string when it can."""
         raise TypeError(f"{type(self).__name__} does not define missing")
 
-    def open(self, model: Path | str) -> Session:
-        """The model loaded: the path of an ONNX file, or the text of a source for backends that run source models.
-
-        EnvironmentMissing when the backend is not usable here.
-        """
+    @abstractmethod
+    def open(self, model: Path | Module) -> Session:
+        """The model loaded; EnvironmentMissing when the backend is not usable here."""
         raise TypeError(f"{type(self).__name__} does not define open")
 
 

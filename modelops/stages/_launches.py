@@ -1,0 +1,174 @@
+"""Launches: fresh processes for every contender, timed in pairs close in time and in random order.
+
+A launch is the unit that verdicts count: what a process draws at its start (memory layout, placement of threads) moves
+all of its timings together, so blocks of one launch are never pooled with those of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelops.errors import Inconclusive, StageFailed
+from modelops.stages._runner import Contender, Runner
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a launch is run. ``multiple`` makes block sizes multiples of it, ``ordered`` forbids the random order: both
+    serve tests of the measurement itself."""
+
+    rounds: int = 20
+    fewest_rounds: int = 5
+    block_seconds: float = 0.010
+    warm_seconds: float = 0.2
+    warm_most_seconds: float = 2.0
+    patience_seconds: float = 10.0
+    multiple: int = 1
+    ordered: bool = False
+
+
+@dataclass
+class Measurement:
+    """Contenders, their input, and every raw record so far; ``launch()`` adds to it.
+
+    Records are of two kinds. ``launch``: number, order of starting, inferences per block, and what each side reported
+    of loading, warm-up and memory. ``block``: launch, round, side, position in its round, n, wall, CPU and device time,
+    single latencies.
+    """
+
+    contenders: Sequence[Contender]
+    feed: Path
+    scratch: Path
+    rng: random.Random
+    plan: Plan = field(default_factory=Plan)
+    records: list[Record] = field(default_factory=list)
+    launches: int = 0
+    longest_seconds: float = 0.0
+    n: int = 0
+    rounds: int = 0
+    on_block: Callable[[], None] = lambda: None
+
+    def launch(self, share_seconds: float) -> None:
+        """One more launch, of about this many seconds where the models allow it.
+
+        StageFailed when a model fails, or its outputs change or turn NaN; Inconclusive when the processes' CPUs change.
+        """
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            header: Record = {"kind": "launch", "launch": self.launches, "order": [], "sides": {}}
+            runners: dict[str, Runner] = {}
+            allowed = _cpus()
+            for contender in self._shuffled(self.contenders):
+                runner = stack.enter_context(Runner(contender, self.feed, self.scratch, self.rng))
+                runners[contender.name] = runner
+                header["order"].append(contender.name)
+                header["sides"][contender.name] = self._readied(runner)
+                runner.pause()
+            ready = time.monotonic() - started
+            sides = header["sides"]
+            if not self.n:
+                self._choose(sides, share_seconds - ready)
+            header["n"] = self.n
+            blocks = list(self._rounds(runners, sides))
+            for name, runner in runners.items():
+                runner.resume()
+                _refuse_changed(name, runner.ask("check", patience=self._patience(sides[name], 1))["outputs"])
+                sides[name].update(runner.ask("end", patience=self.plan.patience_seconds))
+                runner.pause()
+            _refuse_moved(allowed, blocks)
+        self.records += [header, *blocks]
+        self.launches += 1
+        self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
+
+    def _shuffled(self, contenders: Sequence[Any]) -> list[Any]:
+        order = list(contenders)
+        if not self.plan.ordered:
+            self.rng.shuffle(order)
+        return order
+
+    def _readied(self, runner: Runner) -> Record:
+        found = runner.ask("open", patience=runner.contender.load_seconds())
+        warm = runner.ask(
+            "warm",
+            patience=self.plan.patience_seconds + 4 * self.plan.warm_most_seconds + 6 * found["first_seconds"],
+            least_seconds=self.plan.warm_seconds,
+            most_seconds=self.plan.warm_most_seconds,
+            block_seconds=self.plan.block_seconds,
+        )
+        return {**found, "warm": warm}
+
+    def _choose(self, sides: Mapping[str, Record], seconds: float) -> None:
+        """The inferences per block, the same for all sides, and the rounds that fit."""
+        n = max(side["warm"]["n"] for side in sides.values())
+        self.n = -(-n // self.plan.multiple) * self.plan.multiple
+        one_round = sum(side["warm"]["one_seconds"] for side in sides.values()) * (self.n + self.n // 8)
+        fitting = int(seconds / one_round) if one_round > 0 else self.plan.rounds
+        self.rounds = max(self.plan.fewest_rounds, min(self.plan.rounds, fitting))
+
+    def _rounds(self, runners: Mapping[str, Runner], sides: Mapping[str, Record]) -> Iterator[Record]:
+        for number in range(self.rounds):
+            for position, name in enumerate(self._shuffled(list(runners))):
+                runner = runners[name]
+                runner.resume()
+                block = runner.ask("time", n=self.n, patience=self._patience(sides[name], self.n))
+                runner.pause()
+                _refuse_changed(name, block.pop("outputs"))
+                self.on_block()
+                yield {
+                    "kind": "block",
+                    "launch": self.launches,
+                    "round": number,
+                    "side": name,
+                    "position": position,
+                    **block,
+                }
+
+    def _patience(self, side: Mapping[str, Any], n: int) -> float:
+        return self.plan.patience_seconds + 20 * n * float(side["warm"]["one_seconds"])
+
+
+@contextlib.contextmanager
+def measuring(
+    contenders: Sequence[Contender], feed: Mapping[str, Any], *, seed: int = 0, plan: Plan | None = None
+) -> Iterator[Measurement]:
+    """A measurement of these contenders on this feed (name → array), with a scratch directory that goes away."""
+    import numpy as np
+
+    names = [contender.name for contender in contenders]
+    if len(set(names)) != len(names):
+        raise ValueError(f"contenders need names of their own, not {names}")
+    with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
+        path = Path(folder) / "feed.npz"
+        np.savez(path, **dict(feed))
+        yield Measurement(contenders, path, Path(folder), random.Random(seed), plan or Plan())
+
+
+def _refuse_changed(name: str, changed: str) -> None:
+    if changed:
+        raise StageFailed(
+            f"{name}: output {changed} while it was timed", hint="a model that gives no steady answer can't be compared"
+        )
+
+
+def _refuse_moved(allowed: list[int], blocks: Sequence[Record]) -> None:
+    """Inconclusive when some block did not run on the CPUs that this process started with, or lost them meanwhile."""
+    seen = {tuple(block.pop("cpus")) for block in blocks} | {tuple(_cpus())}
+    if seen != {tuple(allowed)}:
+        raise Inconclusive(
+            f"the CPUs that the processes may use changed during the measurement: {sorted(seen | {tuple(allowed)})}",
+            hint="leave the affinity alone, and run it again",
+        )
+
+
+def _cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
