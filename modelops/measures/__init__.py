@@ -9,7 +9,8 @@ therefore be derived again at any time from saved measurements.
     comparison.py     how that is measured, over a stream of batches                     compare()
     gates.py          how far an output may move, by what was done to the model          Gate, TRANSITIONS
     judging.py        whether it stayed within, and whether the data can tell            judge()
-    metrics.py        task metrics on labelled data, and the bound of their drop         drop(), judge_drop()
+    metrics.py        task metrics on labelled data                                      evaluate()
+    drops.py          how much of one a change can have cost                             drop(), judge_drop()
     latency.py        summaries of latencies, with intervals                             summarize()
     verdicts.py       which of two models is faster, surely                              decide()
     tallies.py        streaming sums and histograms of bounded size

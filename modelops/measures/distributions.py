@@ -18,6 +18,11 @@ def normal_quantile(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
+def normal_cdf(value: float) -> float:
+    """The probability that a standard normal variable stays below this value."""
+    return NormalDist().cdf(value)
+
+
 @lru_cache(maxsize=4096)
 def t_quantile(probability: float, freedom: float) -> float:
     """The value that Student's t with ``freedom`` degrees of freedom stays below with this probability."""
