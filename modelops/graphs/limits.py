@@ -1,0 +1,38 @@
+"""What a graph may ask for before it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class GraphLimits:
+    """Limits for a file that nobody has looked at yet; honest models stay far below each.
+
+    ``value_bytes`` (or four times the weights) bounds any one value whose size can be told without running;
+    ``fold_bytes`` (and sixteen times the weights more) all values together that depend on no input, and that tools
+    therefore compute while loading. ``trips`` bounds the iterations of nested loops that end by their trip count
+    alone, ``folded_trips`` of those that depend on no input.
+    """
+
+    nodes: int = 2_000_000
+    expanded_nodes: int = 1_000_000
+    call_depth: int = 64
+    subgraph_depth: int = 32
+    value_bytes: int = 4 * GIB
+    fold_bytes: int = GIB // 4
+    trips: int = 10_000_000
+    folded_trips: int = 100_000
+    visits: int = 4_000_000
+
+
+def readable(size: int) -> str:
+    """A number of bytes as a person would say it."""
+    amount, units = float(size), ("bytes", "KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        if amount < 1024 or unit == units[-1]:
+            return f"{amount:,.0f} {unit}" if unit == "bytes" else f"{amount:,.1f} {unit}"
+        amount /= 1024
+    raise AssertionError(size)
