@@ -118,3 +118,7 @@ def _invoke(function: Callable[..., Any], name: str, words: list[str]) -> int:
         # What Typer raises on bad usage: an unknown flag, a missing argument, a value that is not a choice.
         raise UsageError(" ".join(error.format_message().split()), hint=f"modelops {name} --help") from error
     return int(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -340,6 +340,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+    for _ in range(2):  # a disk that fails once may not fail twice
+        shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         log.warning("could not remove %s", path)
