@@ -32,27 +32,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from modelops.core.component import Component, choice, option, options_of
+from modelops.core.component import Component, options_of
 from modelops.core.manifest import Manifest
-from modelops.datasets import REGISTRY as DATASETS
-from modelops.datasets import Dataset
 from modelops.errors import InputRefused, UsageError, missing_path, unknown_name
 from modelops.stages import REGISTRY as STAGES
 from modelops.stages import Stage
+from modelops.stages._table import Table
 
 LARGEST_BYTES = 1 << 20
-
-
-class Table(Component):
-    """What the closing table of a run measures for every model of the chain."""
-
-    data: Path | None = option(None, help="Held-out samples, with labels where there are some.")
-    dataset: Dataset | None = choice(DATASETS, None, help="How the data is read, when its form does not tell.")
-    metric: str | None = option(None, help="Task metric on labelled data: top1, f1, mae, r2, spearman.")
-    samples: int = option(1024, help="Samples to evaluate at most.", min=1)
-    budget: float = option(
-        30.0, help="Seconds for timing all models side by side; 0 leaves the timing out.", min=0.0, unit="seconds"
-    )
 
 
 @dataclass(frozen=True)
