@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from modelops.core.component import Component
 from modelops.core.registry import Registry
@@ -31,6 +31,14 @@ class Context:
 
 class Dataset(Component):
     """One form of data."""
+
+    made_up: ClassVar[bool] = False
+    """Whether the samples are invented: agreement of decisions on them says nothing."""
+
+    @classmethod
+    def code(cls, path: Path) -> tuple[Path, ...]:
+        """The user's own Python files that run to give the samples."""
+        return ()
 
     @classmethod
     def reads(cls, path: Path) -> bool:

@@ -46,7 +46,11 @@ class Fitting:
                     f"{sample.key}: the input {name!r} is missing (found: {', '.join(sample.feed) or 'none'})",
                     hint=f"give an array for each of {', '.join(known)}",
                 )
-            feed[name] = self._typed(np.asarray(sample.feed[name]), spec, sample.key)
+            try:
+                array = np.asarray(sample.feed[name])
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputRefused(f"{sample.key}: {name!r} is no array: {error}", hint="give a numpy array") from error
+            feed[name] = self._typed(array, spec, sample.key)
         yield from self._shaped(feed, sample)
 
     def _typed(self, array: NDArray[Any], spec: TensorSpec, key: str) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from modelops.core.report import Check
 from modelops.core.tensors import Signature
 from modelops.errors import StageFailed
 from modelops.graphs.batches import BatchAxis
+from modelops.graphs.reference import FILE_NAME, Case, read
 from modelops.graphs.seeded import corner_feeds, index_bounds, random_feed, random_feeds
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
@@ -23,7 +24,6 @@ from modelops.stages._transitions import between
 
 if TYPE_CHECKING:
     from modelops.backends import Backend, Session
-    from modelops.graphs.reference import Case
     from modelops.stages._workbench import SampleBench
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,12 @@ log = logging.getLogger(__name__)
 __all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
 
 Feed = dict[str, Any]
-REFERENCE = "reference.npz"
 
 
 def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32) -> list[Feed]:
     """Inputs for a model: those of its reference.npz, else the user's data, else seeded ones by what names mean."""
-    if source.has(REFERENCE):
-        from modelops.graphs import reference
-
-        return [dict(case.feed) for case in reference.read(source.file(REFERENCE))]
+    if source.has(FILE_NAME):
+        return [dict(case.feed) for case in read(source.file(FILE_NAME))]
     if workbench is not None and workbench.has_data:
         return list(_first(workbench.batches(), source.signature, rows))
     return random_feeds(source.signature, rows, bounds=index_bounds(source.model))
@@ -47,8 +44,8 @@ def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32
 
 def compare(reference: Path, candidate: Path, feeds: Iterable[Mapping[str, Any]]) -> dict[str, Difference]:
     """The difference of every output of two ONNX files on these feeds, in onnxruntime on one CPU thread."""
-    comparison = Comparison()
     with running(reference) as before, running(candidate) as after:
+        comparison = Comparison(batched=has_batch(before.signature))
         for feed in tracked("comparing", feeds):
             comparison.add(before.run(feed), after.run(feed))
     return comparison.differences()
@@ -72,19 +69,28 @@ class Measured:
     float64: Float64Errors | None = None
 
 
-def reference_differences(cases: Sequence[Case], session: Session) -> Measured:
-    """The differences of a model's outputs from those that a reference.npz holds, over all its cases."""
-    comparison, own, source = Comparison(), Comparison(), Comparison()
+def reference_differences(cases: Sequence[Case], session: Session, *, batched: bool = True) -> Measured:
+    """The differences of a model's outputs from those that a reference.npz holds, over all its cases.
+
+    ``batched`` says that the first axis of the arrays counts rows.
+    """
+    comparison, source, own = (Comparison(batched=batched) for _ in range(3))
     exact = False
     for case in tracked("comparing with the reference", cases, len(cases)):
-        actual = {name: _kept(array, case.columns.get(name)) for name, array in session.run(case.feed).items()}
+        actual = case.take(session.run(case.feed))
         comparison.add(case.outputs, actual)
         if case.outputs64:
             exact = True
-            source.add(case.outputs64, {name: case.outputs[name].astype("float64") for name in case.outputs64})
-            own.add(case.outputs64, {name: _float64(actual.get(name)) for name in case.outputs64 if name in actual})
+            names = [name for name in case.outputs64 if name in actual]
+            source.add(case.outputs64, {name: _float64(case.outputs[name]) for name in case.outputs64})
+            own.add({name: case.outputs64[name] for name in names}, {name: _float64(actual[name]) for name in names})
     float64 = Float64Errors(source.differences(), own.differences()) if exact else None
     return Measured(comparison.differences(), float64)
+
+
+def has_batch(signature: Signature) -> bool:
+    """Whether the first axis of arrays counts rows."""
+    return bool(BatchAxis.of(signature).inputs)
 
 
 def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench | None = None) -> list[Check]:
@@ -102,11 +108,11 @@ def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench 
     pairs = list(_pairs(source, workbench))
     try:
         with running(candidate) as after:
-            comparison = Comparison()
+            comparison = Comparison(batched=has_batch(source.signature))
             for feed, wanted in pairs:
                 comparison.add(wanted, after.run(feed))
             checks += judge(comparison.differences(), "structural", agreement_evaluated=False)
-            if source.has(REFERENCE):
+            if source.has(FILE_NAME):
                 checks += _original_checks(source, after)
     except StageFailed as error:
         return [*checks, Check("runs", "fail", f"the new graph does not run: {error.message}")]
@@ -128,9 +134,7 @@ def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Fe
 
 
 def _original_checks(source: Artifact, session: Session) -> list[Check]:
-    from modelops.graphs import reference
-
-    measured = reference_differences(reference.read(source.file(REFERENCE)), session)
+    measured = reference_differences(read(source.file(FILE_NAME)), session, batched=has_batch(source.signature))
     transition = between(source.manifest.history, ())
     checks = judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
     return [
@@ -164,10 +168,6 @@ def _first(batches: Iterable[Feed], signature: Signature, rows: int) -> Iterator
         seen += axis.rows(feed)
         if seen >= rows:
             return
-
-
-def _kept(array: Any, columns: Any) -> Any:
-    return array if columns is None else array[..., columns]
 
 
 def _float64(array: Any) -> Any:

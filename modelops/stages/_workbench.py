@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from modelops.core.registry import require
 from modelops.core.tensors import Signature
 from modelops.datasets import REGISTRY, Context, Dataset, Sample
 from modelops.datasets._fit import Fitting
-from modelops.errors import InputRefused, UsageError, missing_path
+from modelops.errors import InputRefused, UsageError, from_os_error, missing_path
 from modelops.graphs.batches import BatchAxis, collate, together
 
-__all__ = ["Batch", "SampleBench", "collate", "data_files", "open_dataset"]
+__all__ = ["Batch", "SampleBench", "collate", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,21 @@ class SampleBench:
         if self._dataset is None or self._data is None:
             raise UsageError("this needs data", hint="give samples with --data")
         count = 0
-        context = Context(self.signature, self._source.path)
-        for raw in self._dataset.samples(self._data, context, self._limit):
-            for sample in self._fitting.fit(raw):
-                if self._limit is not None and count >= self._limit:
-                    return
-                count += 1
-                yield sample
+        for sample in self._fitted(self._dataset, self._data):
+            if self._limit is not None and count >= self._limit:
+                return
+            count += 1
+            yield sample
         if count == 0:
             raise InputRefused(f"{self._data} holds no samples", hint="give at least one sample")
+
+    def _fitted(self, dataset: Dataset, data: Path) -> Iterator[Sample]:
+        context = Context(self.signature, self._source.path)
+        try:
+            for sample in dataset.samples(data, context, self._limit):
+                yield from self._fitting.fit(sample)
+        except OSError as error:
+            raise from_os_error(error, f"reading {data}") from error
 
     def chunks(self) -> Iterator[Batch]:
         """The samples in batches, with their labels and keys; a batch ends early where samples can't be stacked."""
@@ -122,11 +128,11 @@ class SampleBench:
 
     def code_executed(self) -> list[dict[str, str]]:
         """The user's files that ran to give the samples, with their digests."""
-        if self._dataset is None or self._dataset.name != "python-function" or self._data is None:
+        if self._dataset is None or self._data is None:
             return []
         return [
-            {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for path in data_files(self._data).values()
+            {"path": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            for path in self._dataset.code(self._data)
         ]
 
     def _chunk(self, samples: Sequence[Sample]) -> Batch:
@@ -141,6 +147,8 @@ def open_dataset(path: Path, dataset: Dataset | None = None) -> Dataset:
     UsageError when nothing is there, when nothing reads it, or when two forms of data fit.
     """
     if dataset is not None:
+        if not path.exists() and not dataset.reads(path):
+            raise missing_path("data", path)
         require(type(dataset))
         return dataset
     fitting = [name for name in REGISTRY.names() if REGISTRY.load(name).reads(path)]
@@ -151,13 +159,3 @@ def open_dataset(path: Path, dataset: Dataset | None = None) -> Dataset:
     if not path.exists():
         raise missing_path("data", path)
     raise UsageError(f"no dataset reads {path}", hint=f"name the form with --dataset: {', '.join(REGISTRY.names())}")
-
-
-def data_files(data: Path | None) -> Mapping[str, Path]:
-    """What ``Stage.inputs`` says of a data path: the file or folder that is read, and nothing for generated data."""
-    if data is None:
-        return {}
-    if not data.exists():
-        module = Path(str(data).rpartition(":")[0])
-        return {"data": module} if module.suffix == ".py" and module.is_file() else {}
-    return {"data": data}
