@@ -129,8 +129,8 @@ def test_swapped_sides_give_the_opposite_ratio() -> None:
 def recorded_launches(name: str, pairs: int = 40) -> list[Launch]:
     found: dict[int, list[Pair]] = defaultdict(list)
     for line in (TRACES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-        launch, _, iterations, first, *times = json.loads(line)
-        found[launch].append(Pair(first, *times, iterations))
+        launch, _, iterations, first, wall_a, wall_b, cpu_a, cpu_b = json.loads(line)
+        found[launch].append(Pair(first, wall_a, wall_b, cpu_a, cpu_b, iterations))
     return [Launch(tuple(found[launch][:pairs])) for launch in sorted(found)]
 
 
@@ -257,7 +257,7 @@ def test_what_is_asked_must_be_decidable() -> None:
         {"looks": (2, 5)},
     ):
         with pytest.raises(UsageError):
-            Rules(**values)  # type: ignore[arg-type]
+            Rules(**values)  # type: ignore[arg-type, unused-ignore]
 
 
 @pytest.mark.parametrize(
