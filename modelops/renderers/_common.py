@@ -27,6 +27,17 @@ WORDS = {
 }
 LONGEST = 500
 
+# What the columns of a run's closing table count.
+COLUMN_UNITS = {
+    "size": "bytes",
+    "latency": "ms",
+    "speed-up": "x",
+    "interval": "x",
+    "SQNR dB": "",
+    "seconds": "s",
+    "peak memory": "bytes",
+}
+
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _TIMES = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "seconds": 1.0}
 # Azure, TeamCity and old GitHub runners act on these wherever they stand in a line.
@@ -121,6 +132,23 @@ def measured(metric: Mapping[str, Any]) -> tuple[str, str]:
     if metric.get("n") is not None:
         sure.append(f"n={metric['n']}")
     return figure(metric.get("value"), unit), ", ".join(sure)
+
+
+def table(document: Document) -> tuple[list[str], list[list[str]]]:
+    """The closing table of a run: its columns, and its rows as a person reads them; empty where there is none."""
+    found = document.get("table") or {}
+    columns = [str(name) for name in found.get("columns") or ()]
+    rows = [
+        [_cell(value, COLUMN_UNITS.get(name, "")) for name, value in zip(columns, row, strict=True)]
+        for row in found.get("rows") or ()
+    ]
+    return ([visible(name, 40) for name in columns], rows) if rows else ([], [])
+
+
+def _cell(value: Any, unit: str) -> str:
+    if isinstance(value, (list, tuple)):
+        return " to ".join(_cell(item, unit) for item in value)
+    return "-" if value is None else figure(value, unit)
 
 
 def figure(value: Any, unit: str = "") -> str:

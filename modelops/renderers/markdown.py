@@ -20,6 +20,7 @@ from modelops.renderers._common import (
     route,
     sentence,
     steps,
+    table,
     visible,
     worst_first,
 )
@@ -69,7 +70,9 @@ def _overview(document: Document) -> list[str]:
         [code(step.get("command") or ""), WORDS[outcome(step)], prose(step.get("reused") or cost(step))]
         for step in steps(document)
     ]
-    return _table(["step", "verdict", "took"], rows)
+    columns, chain = table(document)
+    measured_chain = [[code(row[0]), *map(prose, row[1:])] for row in chain]
+    return [*_table(["step", "verdict", "took"], rows), *_table([prose(name) for name in columns], measured_chain)]
 
 
 def _stage(document: Document, rows: int) -> list[str]:

@@ -21,7 +21,9 @@ from modelops.renderers._common import (
     route,
     sentence,
     steps,
+    table,
     visible,
+    width,
     worst_first,
 )
 
@@ -65,7 +67,12 @@ class Text(Renderer):
         return lines
 
     def _run(self, document: Document) -> list[str]:
-        return [self._headline(document), *self._reasons(document)]
+        columns, rows = table(document)
+        if not rows or self.quiet:
+            return [self._headline(document), *self._reasons(document)]
+        ruler = ["-" * max(width(row[column]) for row in (columns, *rows)) for column in range(len(columns))]
+        lines = aligned([columns, ruler, *rows], right=range(1, len(columns)))
+        return [*lines, "", self._headline(document), *self._reasons(document)]
 
     def _headline(self, document: Document) -> str:
         found = outcome(document)

@@ -23,8 +23,11 @@ def test_tables_hold_every_check_and_figure() -> None:
 
 
 def test_a_run_starts_with_a_table_of_its_stages() -> None:
-    text = render(document(command="run", exit_code=1, verdict="fail", steps=[document(GOOD), document(FAILED)]))
+    chain = {"columns": ["step", "speed-up", "interval"], "rows": [["01-a|b", 1.5, [1.4, 1.6]]]}
+    stages = [document(GOOD), document(FAILED)]
+    text = render(document(command="run", exit_code=1, verdict="fail", steps=stages, table=chain))
     assert text.startswith("## `run`: FAIL\n\n| step | verdict | took |")
+    assert "| `01-a\\|b` | 1.500x | 1.400x to 1.600x |" in text
     assert text.count("### `quantize`") == 2
 
 

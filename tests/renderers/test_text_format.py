@@ -87,3 +87,22 @@ def test_a_wrapped_line_never_starts_a_workflow_command() -> None:
     report = Report(notes=("x" * 57 + " ::set-output name=a::b",))
     shown = lines(document(report), width=60)
     assert any("\\::set-output" in line for line in shown)
+
+
+CHAIN = {
+    "title": "the chain",
+    "columns": ["step", "size", "nodes", "latency", "speed-up", "interval", "top1 (n=600)", "seconds", "peak memory"],
+    "rows": [
+        ["01-convert", 1_245_000, 21, 0.21, 1.0, None, 0.98667, 9.1, 500 << 20],
+        ["02-quantize", 321_000, 40, 0.105, 2.0, [1.91, 2.08], 0.985, 3.2, 300 << 20],
+    ],
+}
+
+
+def test_a_run_ends_with_the_table_of_its_chain_and_its_verdict() -> None:
+    run = document(command="run", verdict="pass", steps=[document(GOOD)], table=CHAIN, source=None, target=None)
+    shown = lines(run)
+    assert shown[-6].split() == [*CHAIN["columns"][:6], "top1", "(n=600)", "seconds", "peak", "memory"]  # type: ignore[index]
+    assert shown[-4].split()[:10] == ["01-convert", "1.19", "MiB", "21", "210", "us", "1.000x", "-", "0.9867", "9.1"]
+    assert "2.000x  1.910x to 2.080x" in shown[-3]
+    assert shown[-1].startswith("run: PASS")
