@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ _DTYPES = {
 }
 
 
-class OpenSession(ABC):
+class OpenSession:
     """A session that needs no closing: its runtime frees everything with the object."""
 
     def __init__(self, signature: Signature) -> None:

@@ -24,10 +24,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a launch is run. ``multiple`` makes block sizes multiples of it, ``ordered`` forbids the random order: both
-    serve tests of the measurement itself."""
+    """How a launch is run: ``rounds`` of one block for each contender; more, up to ``most_rounds``, where starting the
+    processes took longer than that; fewer where the time does not allow them.
+
+    ``multiple`` makes block sizes multiples of it, ``ordered`` forbids the random order: both serve tests of the
+    measurement itself.
+    """
 
     rounds: int = 20
+    most_rounds: int = 60
     fewest_rounds: int = 5
     block_seconds: float = 0.010
     warm_seconds: float = 0.2
@@ -77,7 +82,7 @@ class Measurement:
             ready = time.monotonic() - started
             sides = header["sides"]
             if not self.n:
-                self._choose(sides, share_seconds - ready)
+                self._choose(sides, ready, share_seconds - ready)
             header["n"] = self.n
             blocks = list(self._rounds(runners, sides))
             for name, runner in runners.items():
@@ -107,13 +112,13 @@ class Measurement:
         )
         return {**found, "warm": warm}
 
-    def _choose(self, sides: Mapping[str, Record], seconds: float) -> None:
+    def _choose(self, sides: Mapping[str, Record], ready_seconds: float, left_seconds: float) -> None:
         """The inferences per block, the same for all sides, and the rounds that fit."""
         n = max(side["warm"]["n"] for side in sides.values())
         self.n = -(-n // self.plan.multiple) * self.plan.multiple
         one_round = sum(side["warm"]["one_seconds"] for side in sides.values()) * (self.n + self.n // 8)
-        fitting = int(seconds / one_round) if one_round > 0 else self.plan.rounds
-        self.rounds = max(self.plan.fewest_rounds, min(self.plan.rounds, fitting))
+        wanted = max(self.plan.rounds, min(self.plan.most_rounds, int(ready_seconds / one_round)))
+        self.rounds = max(self.plan.fewest_rounds, min(wanted, int(left_seconds / one_round)))
 
     def _rounds(self, runners: Mapping[str, Runner], sides: Mapping[str, Record]) -> Iterator[Record]:
         for number in range(self.rounds):

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from modelops.core.progress import progress as say
-from modelops.measures.distributions import t_quantile
+from modelops.measures.verdicts import Rules, SpeedVerdict
+from modelops.stages import _preflight, _speed
 from modelops.stages._launches import Measurement, Plan, Record, measuring
 from modelops.stages._runner import Contender
 
-__all__ = ["Contender", "Plan", "RaceResult", "Standing", "Standings", "race", "standings"]
+__all__ = ["Contender", "Plan", "RaceResult", "Standing", "Standings", "measure", "race", "standings"]
 
 Progress = Callable[[str, int, int | None], None]
-LOOKS = (5, 8, 12, 20)
-
-
-@dataclass(frozen=True)
-class SpeedVerdict:
-    verdict: Literal["pass", "fail", "inconclusive"]
-    ratio: float
-    interval: tuple[float, float]
-    confidence: float
-    launches: int
 
 
 @dataclass(frozen=True)
 class RaceResult:
     """What a race found. The verdict's ratio is the time of ``a`` over the time of ``b``: below 1, ``a`` is faster.
 
-    ``records`` are the raw blocks, from which the verdict can be derived again; ``seconds`` is what the race took.
+    ``records`` are the raw blocks, from which ``_speed.judge`` derives the verdict again.
     """
 
     verdict: SpeedVerdict
     records: Sequence[Record]
     seconds: float
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,23 +66,30 @@ def race(
     ignore: float = 0.02,
     detect: float = 0.05,
     at_least: float | None = None,
+    rules: Rules | None = None,
     seed: int = 0,
     plan: Plan | None = None,
     progress: Progress = say,
 ) -> RaceResult:
     """Whether ``a`` is surely slower than ``b`` by more than ``ignore`` (fail), or surely not by ``detect`` (pass).
 
-    With ``at_least``, whether ``a`` is surely that many times as fast. Fresh processes for every launch; a verdict is
-    looked for after a few launches, and the race ends with the first one, or with the budget (inconclusive).
+    With ``at_least``, whether ``a`` is surely that many times as fast. Every launch is fresh processes; the race ends
+    with the first verdict, or with the budget. ``rules`` replaces the margins by rules of its own.
+
+    StageFailed when a model fails, is killed, or its outputs change or turn NaN; Inconclusive when CPUs are taken away.
     """
     started = time.monotonic()
+    rules = rules or Rules(ignore=ignore, detect=detect, at_least=at_least)
+    found: SpeedVerdict | None = None
     with measuring((a, b), feed, seed=seed, plan=plan) as measurement:
-        for count in launched(measurement, LOOKS[-1], budget_seconds, LOOKS[0], progress):
-            if count in LOOKS:
-                found = judge(measurement.records, a.name, b.name, ignore=ignore, detect=detect, at_least=at_least)
-                if found.verdict != "inconclusive":
-                    break
-    found = judge(measurement.records, a.name, b.name, ignore=ignore, detect=detect, at_least=at_least)
+        measurement.records.append(_preflight.look())
+        for _ in _launched(measurement, rules.looks[-1], budget_seconds, rules.looks[0], progress):
+            found = _speed.judge(measurement.records, a.name, b.name, rules, final=False)
+            if found is not None:
+                break
+    if found is None:
+        found = _speed.judge(measurement.records, a.name, b.name, rules)
+    assert found is not None
     return RaceResult(found, measurement.records, time.monotonic() - started)
 
 
@@ -110,75 +105,49 @@ def standings(
 ) -> Standings:
     """Every contender's latency, and its speed-up over the first, measured side by side in the same launches."""
     started = time.monotonic()
-    with measuring(contenders, feed, seed=seed, plan=plan) as measurement:
-        for _ in launched(measurement, most_launches, budget_seconds, 3, progress):
-            pass
-    records = measurement.records
+    records = measure(
+        contenders, feed, budget_seconds=budget_seconds, launches=most_launches, seed=seed, plan=plan, progress=progress
+    )
     first = contenders[0].name
     rows = []
     for contender in contenders:
-        ratios = log_ratios(records, first, contender.name)
-        mean = statistics.fmean(ratios)
-        interval = None
-        if len(ratios) > 1 and contender.name != first:
-            half = t_quantile(0.975, len(ratios) - 1) * statistics.stdev(ratios) / math.sqrt(len(ratios))
-            interval = (math.exp(mean - half), math.exp(mean + half))
-        times = [block["wall_ns"] / block["n"] for block in blocks_of(records, contender.name)]
-        rows.append(Standing(contender.name, statistics.median(times) * 1e-6, math.exp(mean), interval))
-    return Standings(tuple(rows), measurement.launches, records, time.monotonic() - started)
+        ratio, interval = (1.0, None) if contender.name == first else _speed.speedup(records, first, contender.name)
+        rows.append(Standing(contender.name, _speed.block_ms(records, contender.name), ratio, interval))
+    return Standings(tuple(rows), len(_speed.headers(records)), records, time.monotonic() - started)
 
 
-def launched(
+def measure(
+    contenders: Sequence[Contender],
+    feed: Mapping[str, Any],
+    *,
+    budget_seconds: float,
+    launches: int,
+    seed: int = 0,
+    plan: Plan | None = None,
+    progress: Progress = say,
+) -> list[Record]:
+    """The raw records of up to so many launches of all contenders side by side; no verdict is looked for."""
+    with measuring(contenders, feed, seed=seed, plan=plan) as measurement:
+        measurement.records.append(_preflight.look())
+        for _ in _launched(measurement, launches, budget_seconds, launches, progress):
+            pass
+    return measurement.records
+
+
+def _launched(
     measurement: Measurement, most: int, budget_seconds: float, planned: int, progress: Progress
 ) -> Iterator[int]:
     """Launch after launch until there are ``most``, or the next would go beyond the budget; yields their count.
 
-    The size of a launch is chosen so that ``planned`` of them fit into the budget; two are always made.
+    The size of a launch is chosen so that ``planned`` of them fit into the budget; one is always made.
     """
     started = time.monotonic()
-    what = "measuring " + " and ".join(contender.name for contender in measurement.contenders)
+    what = "timing " + " and ".join(contender.name for contender in measurement.contenders)
     while measurement.launches < most:
         spent = time.monotonic() - started
-        if measurement.launches >= 2 and spent + measurement.longest_seconds > budget_seconds:
+        if measurement.launches and spent + measurement.longest_seconds > budget_seconds:
             return
         progress(what, measurement.launches, most)
         measurement.launch(0.9 * budget_seconds / planned)
         yield measurement.launches
     progress(what, most, most)
-
-
-def blocks_of(records: Sequence[Record], side: str) -> list[Record]:
-    """The blocks of one side, in the order in which they were run."""
-    return [record for record in records if record["kind"] == "block" and record["side"] == side]
-
-
-def log_ratios(records: Sequence[Record], a: str, b: str) -> list[float]:
-    """One figure for every launch: the median over its rounds of log(time of a / time of b)."""
-    rounds: dict[tuple[int, int], dict[str, float]] = {}
-    for record in records:
-        if record["kind"] == "block":
-            rounds.setdefault((record["launch"], record["round"]), {})[record["side"]] = record["wall_ns"] / record["n"]
-    launches: dict[int, list[float]] = {}
-    for (launch, _), times in rounds.items():
-        launches.setdefault(launch, []).append(math.log(times[a] / times[b]))
-    return [statistics.median(values) for values in launches.values()]
-
-
-def judge(
-    records: Sequence[Record], a: str, b: str, *, ignore: float, detect: float, at_least: float | None
-) -> SpeedVerdict:
-    """The verdict that these records support."""
-    values = log_ratios(records, a, b)
-    mean, count = statistics.fmean(values), len(values)
-    half = t_quantile(0.9975, count - 1) * statistics.stdev(values) / math.sqrt(count) if count > 1 else math.inf
-    low, high = mean - half, mean + half
-    verdict: Literal["pass", "fail", "inconclusive"] = "inconclusive"
-    if at_least is not None:
-        verdict = "pass" if high < -math.log(at_least) else "fail" if low > -math.log(at_least) else "inconclusive"
-    elif low > math.log1p(ignore):
-        verdict = "fail"
-    elif high < math.log1p(detect):
-        verdict = "pass"
-    if count < LOOKS[0]:
-        verdict = "inconclusive"
-    return SpeedVerdict(verdict, math.exp(mean), (math.exp(low), math.exp(min(high, 700))), 0.995, count)
