@@ -71,6 +71,12 @@ def linear_onnx(path: Path, *, features: int = 8, classes: int = 4, seed: int = 
     return path
 
 
+@pytest.fixture(scope="session")
+def write_perceptron() -> Callable[..., Path]:
+    """Writes such a file where it is told to."""
+    return linear_onnx
+
+
 @pytest.fixture
 def perceptron(tmp_path: Path) -> Path:
     """A bare .onnx file."""

@@ -130,15 +130,25 @@ def _shown(item: Option) -> bool | str:
         return "on"
     if item.many:
         return ", ".join(str(part) for part in default)
+    return _number(item, default) if isinstance(default, (int, float)) else str(default)
+
+
+def _number(item: Option, value: float) -> str:
+    """A number as a user would write it for this option."""
     if item.unit == "fraction":
-        return f"{default * 100:g}%"
+        return f"{value * 100:g}%"
     if item.unit == "seconds":
-        return f"{default:g}s"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+        return f"{value:g}s"
+    if item.unit == "bytes":
+        return f"{value / 2**20:g}m"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _help(item: Option) -> str:
-    limits = [f"≥ {item.min:g}" if item.min is not None else "", f"≤ {item.max:g}" if item.max is not None else ""]
+    limits = [
+        f"≥ {_number(item, item.min)}" if item.min is not None else "",
+        f"≤ {_number(item, item.max)}" if item.max is not None else "",
+    ]
     bounds = ", ".join(limit for limit in limits if limit)
     text = f"{item.help} ({bounds})" if bounds else item.help
     return f"{text} [required]" if item.required else text

@@ -95,7 +95,7 @@ def _quality(artifacts: list[Artifact], bench: SampleBench, table: Table) -> tup
         for before, after in zip(reference, _outputs(artifact, bench), strict=True):
             comparison.add(before, after)
         worst = min(comparison.differences().values(), key=lambda each: math.inf if each.sqnr is None else each.sqnr)
-        rows.append([worst.sqnr, worst.cosine_mean])
+        rows.append(["identical" if worst.identical else worst.sqnr, worst.cosine_mean])
     return rows, ["SQNR dB", "cosine"]
 
 

@@ -1,0 +1,212 @@
+"""Recipes reuse what is unchanged, say why they ran what they ran, and own only what they made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modelops.core.artifact import Artifact
+from modelops.errors import InputRefused, ModelOpsError, UsageError
+from modelops.pipeline import run_recipe, run_stage
+from modelops.recipe import Recipe
+from modelops.stages._table import Table
+
+RECIPE = """
+source = "m.onnx"
+
+[table]
+budget = 0
+samples = 8
+
+[[step]]
+stage = "copy-model"
+label = "one"
+
+[[step]]
+stage = "look"
+
+[[step]]
+stage = "copy-model"
+label = "two"
+data = "data.bin"
+
+[[step]]
+stage = "look"
+against = "@copy-model"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_perceptron: Callable[..., Path]) -> Path:
+    write_perceptron(tmp_path / "m.onnx")
+    (tmp_path / "data.bin").write_bytes(b"data")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(folder: Path) -> list[tuple[str, str]]:
+    """(stage, why it ran, or "reused") of every step that was reached."""
+    outcome = run_recipe(Recipe.read(folder / "recipe.toml"), folder / "out")
+    if outcome.error is not None:
+        raise outcome.error
+    return [(step.stage, "reused" if step.reused else step.ran_because) for step in outcome.steps]
+
+
+def edit(folder: Path, before: str, after: str) -> None:
+    text = (folder / "recipe.toml").read_text()
+    assert before in text
+    (folder / "recipe.toml").write_text(text.replace(before, after))
+
+
+def test_a_recipe_makes_a_directory_for_every_step_and_then_reuses_all(folder: Path) -> None:
+    assert run(folder) == [(stage, "not made yet") for stage in ("copy-model", "look", "copy-model", "look")]
+    names = ["01-copy-model", "02-look", "03-copy-model", "04-look"]
+    assert sorted(entry for entry in os.listdir(folder / "out") if not entry.startswith(".")) == [*names, "run.json"]
+    third = Artifact.open(folder / "out" / "03-copy-model")
+    assert [step.stage for step in third.manifest.history] == ["copy-model", "copy-model"]
+    assert Artifact.open(folder / "out" / "02-look").manifest.kind == "evidence"
+    ids = {name: Artifact.open(folder / "out" / name).id for name in names}
+    assert [why for _, why in run(folder)] == ["reused"] * 4
+    assert ids == {name: Artifact.open(folder / "out" / name).id for name in names}
+
+
+def test_one_changed_option_runs_from_there_on_and_says_so(folder: Path) -> None:
+    run(folder)
+    edit(folder, '"two"', '"three"')
+    ran = run(folder)
+    assert ran[0][1] == ran[1][1] == "reused"
+    assert ran[2][1] == "options changed: label two → three"
+    # The model that the step made is the same, so what is measured on it need not be measured again.
+    assert ran[3][1] == "reused"
+
+
+def test_one_changed_byte_of_data_runs_from_there_on(folder: Path) -> None:
+    run(folder)
+    (folder / "data.bin").write_bytes(b"date")
+    assert [why for _, why in run(folder)][:3] == ["reused", "reused", "data changed"]
+
+
+def test_a_changed_source_runs_everything(folder: Path, write_perceptron: Callable[..., Path]) -> None:
+    run(folder)
+    write_perceptron(folder / "m.onnx", seed=3)
+    assert {why for _, why in run(folder)} == {"its source changed"}
+
+
+def test_a_damaged_step_is_made_again(folder: Path) -> None:
+    run(folder)
+    place = folder / "out" / "01-copy-model" / "model.onnx"
+    place.write_bytes(place.read_bytes()[:-1] + b"?")
+    ran = run(folder)
+    assert "can't be used" in ran[0][1] and [why for _, why in ran[1:]] == ["reused"] * 3
+
+
+def test_a_failed_gate_stops_and_leaves_nothing_stale(folder: Path) -> None:
+    run(folder)
+    (folder / "data.bin").write_bytes(b"x")
+    outcome = run_recipe(Recipe.read(folder / "recipe.toml"), folder / "out")
+    assert outcome.exit_code == 1 and [step.stage for step in outcome.steps] == ["copy-model", "look", "copy-model"]
+    assert not (folder / "out" / "03-copy-model").exists() and not (folder / "out" / "04-look").exists()
+    assert [row[0] for row in outcome.table["rows"]] == ["01-copy-model"]
+
+
+def test_a_directory_that_the_run_did_not_make_is_refused(folder: Path) -> None:
+    shutil.copytree(folder, folder / "out" / "01-copy-model")
+    with pytest.raises(UsageError, match="not made by this run"):
+        run(folder)
+    assert (folder / "out" / "01-copy-model" / "m.onnx").exists()
+
+
+def test_steps_that_left_the_recipe_are_removed(folder: Path) -> None:
+    run(folder)
+    edit(folder, '[[step]]\nstage = "look"\nagainst = "@copy-model"\n', "")
+    run(folder)
+    assert not (folder / "out" / "04-look").exists()
+
+
+def test_a_second_run_on_the_same_folder_is_refused(folder: Path) -> None:
+    import fcntl
+
+    (folder / "out").mkdir()
+    with open(folder / "out" / ".run.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another run"):
+            run(folder)
+
+
+def test_a_history_replays_on_another_source(folder: Path, write_perceptron: Callable[..., Path]) -> None:
+    run(folder)
+    other = write_perceptron(folder / "other.onnx", seed=5)
+    made = Artifact.open(folder / "out" / "03-copy-model")
+    recipe = Recipe.like(made.manifest, str(other)).with_table(Table.parse({"budget": 0}))
+    outcome = run_recipe(recipe, folder / "replay")
+    assert outcome.exit_code == 0
+    replayed = Artifact.open(folder / "replay" / "02-copy-model")
+    assert [step.options for step in replayed.manifest.history] == [step.options for step in made.manifest.history]
+    assert replayed.id != made.id
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message", "hint"),
+    [
+        ('source = "m.onnx"', "", "needs source", "source"),
+        ('label = "one"', 'labels = "one"', "step 1 (copy-model)", "label"),
+        ('stage = "look"\nagainst', 'stage = "lok"\nagainst', "step 4 (lok)", "look"),
+        ('"@copy-model"', '"@copy-modle"', "@copy-modle", "@copy-model"),
+        ("[table]", "[tabel]", "tabel", "table"),
+        ("budget = 0", "budget = -1", "--budget", ""),
+        ('label = "one"', "advisory = true", "can't be advisory", "validate and bench"),
+    ],
+)
+def test_a_wrong_recipe_is_one_usage_error(folder: Path, before: str, after: str, message: str, hint: str) -> None:
+    edit(folder, before, after)
+    with pytest.raises(UsageError) as caught:
+        Recipe.read(folder / "recipe.toml")
+    assert message in caught.value.message and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"source = ", b"\xff\xfe", b"a" * (2 << 20)])
+def test_a_file_that_is_no_recipe_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "recipe.toml").write_bytes(content)
+    with pytest.raises(InputRefused):
+        Recipe.read(folder / "recipe.toml")
+
+
+def test_a_rerun_of_a_stage_finds_its_result_in_place(folder: Path) -> None:
+    from modelops.stages import REGISTRY
+
+    stage = REGISTRY.load("copy-model").parse({"label": "a"})
+    first = run_stage(stage, str(folder / "m.onnx"), folder / "made")
+    assert run_stage(stage, str(folder / "m.onnx"), folder / "made").reused
+    other = REGISTRY.load("copy-model").parse({"label": "b"})
+    with pytest.raises(UsageError, match="label a → b"):
+        run_stage(other, str(folder / "m.onnx"), folder / "made")
+    assert not run_stage(other, str(folder / "m.onnx"), folder / "made", force=True).reused
+    assert first.artifact is not None and Artifact.open(folder / "made").id == first.artifact.id
+
+
+@pytest.mark.parametrize("target", [".", "inside", ".."])
+def test_a_target_over_or_under_its_source_is_refused(folder: Path, target: str) -> None:
+    from modelops.stages import REGISTRY
+
+    stage = REGISTRY.load("copy-model").parse({})
+    made = folder / "deep" / "made"
+    run_stage(stage, str(folder / "m.onnx"), made)
+    with pytest.raises(ModelOpsError) as caught:
+        run_stage(stage, str(made), made / target)
+    assert caught.value.exit_code == 2
+    assert Artifact.open(made).verify() is None
+
+
+def test_the_creation_time_is_the_one_that_was_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelops.stages import REGISTRY
+
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    outcome = run_stage(REGISTRY.load("copy-model").parse({}), str(folder / "m.onnx"), folder / "made")
+    assert outcome.artifact is not None
+    manifest = json.loads((folder / "made" / "manifest.json").read_text())
+    assert manifest["created"] == "2023-11-14T22:13:20Z" and manifest["id"] == outcome.artifact.id
