@@ -5,6 +5,7 @@ Nothing in it is needed for a right answer. A value that can't be read is a valu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -53,7 +54,8 @@ def put(kind: str, key: str, value: Any) -> None:
         os.replace(fresh, place)
     except OSError as error:
         log.debug("cache not written: %s", error)
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
 
 
 def sha256_of(path: Path) -> str:

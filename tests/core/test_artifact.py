@@ -40,7 +40,10 @@ def test_a_published_artifact_reads_back(tmp_path: Path) -> None:
     made = publish(tmp_path / "a")
     read = Artifact.open(tmp_path / "a")
     assert read.id == made.id and read.signature.inputs[0].name == "x"
-    assert {file.path: file.role for file in read.manifest.files} == {"model.onnx": "model", "tokenizer.json": "tokenizer"}
+    assert {file.path: file.role for file in read.manifest.files} == {
+        "model.onnx": "model",
+        "tokenizer.json": "tokenizer",
+    }
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -148,7 +151,9 @@ CALLS = ("mkdir", "open", "write", "fsync", "close")
 class Faults:
     """Counts the system calls of publication, and does something at the Nth."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None], *, before: bool = True) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None], *, before: bool = True
+    ) -> None:
         self.count, self.at, self.act = 0, at, act
         for name in CALLS:
             monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
