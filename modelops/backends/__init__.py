@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from modelops.core.component import Component
 from modelops.core.registry import Registry
 from modelops.core.tensors import Signature
+from modelops.errors import EnvironmentMissing
+from modelops.measures.gates import TransitionName
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Call:
 class Module:
     """A model as its own framework runs it, for the backends that open no ONNX file.
 
-    ``call`` takes inputs by name and gives a sequence of outputs; ``move`` puts the model on a device by its name.
+    ``call`` runs ``module`` on inputs by name and gives a sequence of outputs.
     """
 
     module: Any
@@ -76,14 +78,29 @@ class Backend(Component):
     library: ClassVar[str] = ""
     """The package that does the work, by its import name; importing it is no part of loading a model."""
 
+    def loses(self) -> TransitionName:
+        """What the backend itself may do to outputs, as a row of the table of gates."""
+        return "structural"
+
     def missing(self) -> str:
-        """Why this backend can't be used here, with what would help; an empty string when it can."""
+        """Why this backend can't be used here, with what would help; an empty string when it can.
+
+        The reason, then after "; " what would help.
+        """
         raise TypeError(f"{type(self).__name__} does not define missing")
 
     @abstractmethod
     def open(self, model: Path | Module) -> Session:
         """The model loaded; EnvironmentMissing when the backend is not usable here."""
         raise TypeError(f"{type(self).__name__} does not define open")
+
+
+def require_usable(backend: Backend) -> None:
+    """EnvironmentMissing, with what would help, when the backend can't be used here."""
+    reason = backend.missing()
+    if reason:
+        fact, _, hint = reason.partition("; ")
+        raise EnvironmentMissing(f"{backend.name} can't be used here: {fact}", hint=hint)
 
 
 REGISTRY: Registry[Backend] = Registry("modelops.backends", lambda: Backend)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from modelops.backends import Backend, Call, Module
 from modelops.core.tensors import Signature, TensorSpec
-from modelops.errors import EnvironmentMissing, UsageError, tool
+from modelops.errors import UsageError, tool
 
 Optimization = Literal["none", "basic", "extended", "all"]
 _DTYPES = {
@@ -55,14 +55,6 @@ class OpenSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def refuse_missing(backend: Backend) -> None:
-    """EnvironmentMissing when the backend can't be used here."""
-    reason = backend.missing()
-    if reason:
-        fact, _, hint = reason.partition("; ")
-        raise EnvironmentMissing(f"{backend.name} can't be used here: {fact}", hint=hint)
 
 
 def onnx_path(backend: Backend, model: Path | Module) -> Path:

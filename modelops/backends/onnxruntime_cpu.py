@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modelops.backends import Backend, Call, Module
+from modelops.backends import Backend, Call, Module, require_usable
 from modelops.backends._sessions import (
     OpenSession,
     check_names,
@@ -14,7 +14,6 @@ from modelops.backends._sessions import (
     onnxruntime_options,
     onnxruntime_session,
     onnxruntime_signature,
-    refuse_missing,
 )
 from modelops.core import machine
 from modelops.core.component import option
@@ -38,7 +37,7 @@ class OnnxruntimeCpu(Backend):
         return "" if find_spec("onnxruntime") else "onnxruntime is not installed; pip install onnxruntime"
 
     def open(self, model: Path | Module) -> OpenSession:
-        refuse_missing(self)
+        require_usable(self)
         threads = self.threads or machine.usable_cpus()
         options = onnxruntime_options(
             threads=threads, optimization=self.optimization, spinning=self.spinning, arena=self.arena

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modelops.backends import Backend, Call, Module
+from modelops.backends import Backend, Call, Module, require_usable
 from modelops.backends._cuda import Cuda
 from modelops.backends._sessions import (
     OpenSession,
@@ -15,10 +15,10 @@ from modelops.backends._sessions import (
     onnxruntime_options,
     onnxruntime_session,
     onnxruntime_signature,
-    refuse_missing,
 )
 from modelops.core.component import option
 from modelops.errors import EnvironmentMissing, tool
+from modelops.measures.gates import TransitionName
 
 _INSTALL = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]"
 
@@ -32,6 +32,9 @@ class OnnxruntimeCuda(Backend):
     device: int = option(0, help="Number of the GPU.", min=0)
     optimization: Literal["none", "basic", "extended", "all"] = option("all", help="Level of graph optimisation.")
     tf32: bool = option(False, help="Let float32 products be computed with 10 bits of mantissa.")
+
+    def loses(self) -> TransitionName:
+        return "float16" if self.tf32 else "structural"
 
     def missing(self) -> str:
         from importlib.util import find_spec
@@ -50,7 +53,7 @@ class OnnxruntimeCuda(Backend):
     def open(self, model: Path | Module) -> OpenSession:
         import onnxruntime as ort
 
-        refuse_missing(self)
+        require_usable(self)
         if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
             ort.preload_dlls()
         cuda = Cuda(self.device)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modelops.backends import Backend, Call, Module
-from modelops.backends._sessions import OpenSession, check_names, onnx_path, refuse_missing
+from modelops.backends import Backend, Call, Module, require_usable
+from modelops.backends._sessions import OpenSession, check_names, onnx_path
 from modelops.core import machine
 from modelops.core.component import option
 from modelops.core.extras import pip_hint
 from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import tool
+from modelops.measures.gates import TransitionName
 
 
 class OpenvinoCpu(Backend):
@@ -28,13 +29,16 @@ class OpenvinoCpu(Backend):
         help="What float32 layers are computed in; auto lets OpenVINO choose, and it picks bf16 where that is fast.",
     )
 
+    def loses(self) -> TransitionName:
+        return "structural" if self.precision == "f32" else "bfloat16"
+
     def missing(self) -> str:
         from importlib.util import find_spec
 
         return "" if find_spec("openvino") else f"openvino is not installed; {pip_hint(['openvino'])}"
 
     def open(self, model: Path | Module) -> OpenSession:
-        refuse_missing(self)
+        require_usable(self)
         import openvino as ov
 
         threads = self.threads or machine.usable_cpus()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modelops.backends import Backend, Module
-from modelops.backends._sessions import OpenSession, refuse_missing
+from modelops.backends import Backend, Module, require_usable
+from modelops.backends._sessions import OpenSession
 from modelops.backends._torch import TorchSession, torch_module
 from modelops.core import machine
 from modelops.core.component import option
@@ -30,7 +30,7 @@ class TorchCpu(Backend):
         return "" if find_spec("torch") else f"torch is not installed; {pip_hint(['torch'])}"
 
     def open(self, model: Path | Module) -> OpenSession:
-        refuse_missing(self)
+        require_usable(self)
         import torch
 
         torch.set_num_threads(self.threads or machine.usable_cpus())

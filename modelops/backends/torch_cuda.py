@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modelops.backends import Backend, Module
+from modelops.backends import Backend, Module, require_usable
 from modelops.backends._cuda import smi
-from modelops.backends._sessions import OpenSession, refuse_missing
+from modelops.backends._sessions import OpenSession
 from modelops.backends._torch import TorchSession, torch_module
 from modelops.core.component import option
 from modelops.core.extras import pip_hint
+from modelops.measures.gates import TransitionName
 
 
 class TorchCuda(Backend):
@@ -25,6 +26,9 @@ class TorchCuda(Backend):
     device: int = option(0, help="Number of the GPU.", min=0)
     compile: bool = option(False, help="Compile the model with torch.compile.")
     tf32: bool = option(False, help="Let float32 products be computed with 10 bits of mantissa.")
+
+    def loses(self) -> TransitionName:
+        return "float16" if self.tf32 else "structural"
 
     def missing(self) -> str:
         from importlib.util import find_spec
@@ -41,7 +45,7 @@ class TorchCuda(Backend):
         return ""
 
     def open(self, model: Path | Module) -> OpenSession:
-        refuse_missing(self)
+        require_usable(self)
         import torch
 
         torch.backends.cuda.matmul.allow_tf32 = self.tf32

@@ -57,8 +57,11 @@ class Child:
         self.session: Session
         self.call: Call
         self.held: Held
+        self.code_executed: list[Mapping[str, str]] = []
 
     def open(self) -> dict[str, Any]:
+        import numpy as np
+
         started = time.perf_counter()
         if self.backend.library:
             with tool(self.backend.library):
@@ -76,6 +79,10 @@ class Child:
             outputs = self.call.outputs(self.call.once())
             first = time.perf_counter()
         self.held = Held(outputs)
+        if self.job["expected"]:
+            with np.load(self.job["expected"], allow_pickle=False) as arrays:
+                self.held = Held({name: arrays[name] for name in arrays.files})
+        changed = self.held.changed(outputs, quick=False)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -87,13 +94,17 @@ class Child:
             "memory_after_load_bytes": after["now"],
             "facts": self.session.facts(),
             "outputs": self.held.described(),
+            "changed": changed,
+            "code_executed": self.code_executed,
             "cpus": cpus(),
         }
 
     def _module(self) -> Any:
-        from modelops.stages._sources import open_module
+        from modelops.stages._source_model import open_module
 
-        return open_module(self.job["model"])
+        module, executed = open_module(self.job["model"])
+        self.code_executed = list(executed)
+        return module
 
     def warm(self, least_seconds: float, most_seconds: float, block_seconds: float) -> dict[str, Any]:
         """Run for at least that long and three inferences, then until block times are steady, or the most is over."""
@@ -206,7 +217,7 @@ class Child:
 
 
 class Held:
-    """The first inference's outputs, which all later ones must equal as far as summation order allows."""
+    """Outputs that are right, which those of every inference must equal as far as summation order allows."""
 
     def __init__(self, outputs: Mapping[str, Any]) -> None:
         import numpy as np
@@ -215,7 +226,8 @@ class Held:
         for name, array in self.first.items():
             if array.dtype.kind == "f" and np.isnan(array).any():
                 raise StageFailed(
-                    f"output {name!r} holds NaN in the first inference", hint="modelops validate finds out where from"
+                    f"output {name!r} holds NaN on the input that is timed",
+                    hint="modelops validate finds out where from",
                 )
 
     def described(self) -> dict[str, Any]:
@@ -227,14 +239,16 @@ class Held:
         }
 
     def changed(self, outputs: Mapping[str, Any], *, quick: bool) -> str:
-        """What differs from the first inference, in words; empty when nothing does.
+        """What differs from the right outputs, in words; empty when nothing does.
 
         ``quick`` looks at no more than some thousand values of each output, evenly spread.
         """
         import numpy as np
 
         for name, first in self.first.items():
-            now = np.asarray(outputs.get(name))
+            if name not in outputs:
+                return f"{name} is not there"
+            now = np.asarray(outputs[name])
             if now.shape != first.shape or now.dtype != first.dtype:
                 return f"{name} was {first.dtype}{list(first.shape)} and is {now.dtype}{list(now.shape)}"
             if first.dtype.kind not in "fiub":

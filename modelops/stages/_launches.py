@@ -103,6 +103,7 @@ class Measurement:
 
     def _readied(self, runner: Runner) -> Record:
         found = runner.ask("open", patience=runner.contender.load_seconds())
+        _refuse_changed(runner.contender.name, found.pop("changed"))
         warm = runner.ask(
             "warm",
             patience=self.plan.patience_seconds + 4 * self.plan.warm_most_seconds + 6 * found["first_seconds"],
@@ -154,7 +155,9 @@ def measuring(
         raise ValueError(f"contenders need names of their own, not {names}")
     with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
         path = Path(folder) / "feed.npz"
-        np.savez(path, **dict(feed))
+        np.savez(
+            path, **{name: array.astype(str) if array.dtype.kind == "O" else array for name, array in feed.items()}
+        )
         yield Measurement(contenders, path, Path(folder), random.Random(seed), plan or Plan())
 
 

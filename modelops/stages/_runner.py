@@ -10,12 +10,13 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from modelops.backends import Backend
 from modelops.core.component import described
@@ -31,12 +32,14 @@ class Contender:
 
     ``model`` is the path of an ONNX file, or the text of a source for backends that run source models. ``inflate`` is
     for tests of the measurement itself: a share of extra inferences that each block runs and does not report.
+    ``expected`` is an .npz file of the outputs that are right; without it the first inference's are taken for right.
     """
 
     name: str
     backend: Backend
     model: Path | str
     inflate: float = 0.0
+    expected: Path | None = None
 
     def load_seconds(self) -> float:
         """How long loading and the first inference may take: a hostile model gets little, a large one more."""
@@ -53,7 +56,7 @@ class Runner:
 
     def __init__(self, contender: Contender, feed: Path, scratch: Path, noise: random.Random) -> None:
         self.contender = contender
-        self._log = open(scratch / f"{contender.name}.log", "w+b")  # noqa: SIM115 - closed by close()
+        self._log: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed by close()
         reader, writer = os.pipe()
         self._answers, self._buffer = reader, b""
         job = {
@@ -61,6 +64,7 @@ class Runner:
             "model": str(contender.model),
             "feed": str(feed),
             "inflate": contender.inflate,
+            "expected": str(contender.expected) if contender.expected else None,
             "answers": writer,
             "parent": os.getpid(),
         }

@@ -1,0 +1,214 @@
+"""Bench: how fast a model runs, and whether it is surely slower or faster than another."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from modelops.backends import REGISTRY as BACKENDS
+from modelops.backends import Backend, require_usable
+from modelops.core.artifact import Artifact, Draft
+from modelops.core.component import choice, described, option
+from modelops.core.report import Check, Report
+from modelops.core.worker import Limits
+from modelops.datasets import REGISTRY as DATASETS
+from modelops.datasets import Dataset
+from modelops.errors import UsageError
+from modelops.measures.gates import TransitionName
+from modelops.measures.verdicts import Rules
+from modelops.stages import Stage, _limits
+from modelops.stages._evidence import Evidence
+from modelops.stages._race import Contender, measure, race
+
+
+class Bench(Stage):
+    """Measure how fast a model runs; with --against, judge it by another.
+
+    Alone, a model gets figures: latency with percentiles and intervals, throughput, load time, memory. Against another
+    it gets a verdict: FAIL when it is surely slower by more than --ignore, PASS when it is surely not slower by
+    --detect, INCONCLUSIVE (exit 3) when the machine was too noisy to tell within --budget. Both run in fresh processes
+    by turns, in random order; outputs are checked before, while and after they are timed.
+    """
+
+    writes = "evidence"
+    machine_dependent = True
+
+    against: Path | None = option(
+        None, help="Judge IN by this: an artifact, an .onnx file, or a source to run with --against-backend torch-cpu."
+    )
+    backend: Backend = choice(BACKENDS, "onnxruntime-cpu", help="Where the model runs.")
+    against_backend: Backend | None = choice(
+        BACKENDS, None, help="Where the other model runs; without --against, IN itself is judged by IN on this backend."
+    )
+    batch: int = option(1, help="Samples in one inference.", min=1)
+    dim: tuple[str, ...] = option((), help="Size of a dynamic dimension, such as sequence=128. Repeatable.")
+    data: Path | None = option(None, help="Samples to time on; by default those of the reference, or random ones.")
+    dataset: Dataset | None = choice(DATASETS, None, help="How the data is read, when its form does not tell.")
+    budget: float = option(60.0, help="Time for the timing.", min=1.0, unit="seconds")
+    launches: int = option(5, help="Fresh processes to time a model in that is not compared.", min=1, max=100)
+    ignore: float = option(0.02, help="A slow-down that nobody minds.", min=0.0, max=10.0, unit="fraction")
+    detect: float = option(0.05, help="A slow-down that must be found.", min=0.0, max=10.0, unit="fraction")
+    at_least: float | None = option(None, help="Demand that IN is so many times as fast, such as 1.5x.", unit="ratio")
+    seed: int = option(0, help="Seed of the order of blocks and of random inputs.", min=0)
+
+    def run(self, source: Artifact, draft: Draft) -> Report:
+        rules = Rules(ignore=self.ignore, detect=self.detect, at_least=self.at_least)
+        self._refuse_contradictions()
+        with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
+            job = self._job(source, Path(folder))
+            checks, notes = _checks(source, job, Path(folder))
+            judged = replace(job.judged, expected=Path(folder) / "expected.npz")
+            if job.against is None:
+                contenders = [judged]
+                records = measure(
+                    contenders, job.feed, budget_seconds=self.budget, launches=self.launches, seed=self.seed
+                )
+            else:
+                contenders = [judged, job.against]
+                result = race(judged, job.against, job.feed, budget_seconds=self.budget, rules=rules, seed=self.seed)
+                records = list(result.records)
+        evidence = Evidence(
+            judged=judged.name,
+            against=job.against.name if job.against else None,
+            rules=rules,
+            rows=job.rows,
+            records=records,
+            budget_seconds=self.budget,
+            setup=job.setup(contenders, self.seed),
+            checks=tuple(checks),
+            notes=tuple(notes),
+        )
+        evidence.write(draft.path)
+        report = Evidence.read(draft.path).report()
+        return replace(report, details={**report.details, "measured": dict(job.ids), "code_executed": _code(records)})
+
+    def limits(self, model_bytes: int) -> Limits:
+        extra = 60.0 + 1.5 * self.budget
+        if self.against_backend is not None and self.against_backend.opens == "module":
+            return _limits.trusted(extra)
+        return _limits.default(2 * model_bytes, extra_seconds=extra)
+
+    def _refuse_contradictions(self) -> None:
+        compared = self.against is not None or self.against_backend is not None
+        if self.at_least is not None and not compared:
+            raise UsageError("--at-least compares, and there is nothing to compare with", hint="add --against REF")
+        if self.backend.opens == "module":
+            raise UsageError(
+                f"{self.backend.name} runs source models, and IN is an ONNX model",
+                hint=f"judge IN by its source: --against SOURCE --against-backend {self.backend.name}",
+            )
+        for backend in (self.backend, self.against_backend):
+            if backend is not None:
+                require_usable(backend)
+
+    def _job(self, source: Artifact, scratch: Path) -> _Job:
+        from modelops.graphs.batches import BatchAxis
+        from modelops.stages._feed import sizes_of, timing_feed
+
+        sizes = sizes_of(self.dim, source.signature)
+        feed, origin = timing_feed(
+            source, batch=self.batch, sizes=sizes, data=self.data, dataset=self.dataset, seed=self.seed
+        )
+        name = source.path.name
+        judged = Contender(name, self.backend, source.model)
+        against, ids = None, {"model": source.id}
+        other = self.against_backend or self.backend
+        if self.against is not None and other.opens == "module":
+            against = Contender(_distinct(str(self.against), name), other, str(self.against))
+        elif self.against is not None:
+            from modelops.graphs.wrap import open_model
+
+            artifact = open_model(self.against, scratch)
+            ids["against"] = artifact.id
+            shown = self.against.stem if self.against.suffix == ".onnx" else self.against.name
+            against = Contender(_distinct(shown, name), other, artifact.model)
+        elif self.against_backend is not None:
+            if other.opens == "module":
+                raise UsageError(f"{other.name} runs source models", hint="name the source with --against")
+            ids["against"] = source.id
+            against = Contender(f"{name} on {other.name}", other, source.model)
+        return _Job(judged, against, feed, origin, BatchAxis.of(source.signature).rows(feed), ids)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be timed, and on what."""
+
+    judged: Contender
+    against: Contender | None
+    feed: dict[str, Any]
+    origin: str
+    rows: int
+    ids: Mapping[str, str]
+
+    def setup(self, contenders: list[Contender], seed: int) -> dict[str, Any]:
+        """The measurement's circumstances as JSON types."""
+        feed = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in self.feed.items()}
+        return {
+            "models": {one.name: {"backend": described(one.backend), "model": str(one.model)} for one in contenders},
+            "ids": dict(self.ids),
+            "feed": feed,
+            "feed_from": self.origin,
+            "seed": seed,
+        }
+
+
+def _code(records: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The user's files that ran in the launches, each once."""
+    found = {}
+    for record in records:
+        for side in record.get("sides", {}).values():
+            found.update({entry["path"]: entry for entry in side["code_executed"]})
+    return list(found.values())
+
+
+def _looser(one: TransitionName, other: TransitionName) -> TransitionName:
+    """The one of two rows of the table of gates that allows more."""
+    return max(one, other, key=get_args(TransitionName).index)
+
+
+def _distinct(name: str, taken: str) -> str:
+    """The name, told apart from the judged model's where both are called the same."""
+    if name != taken:
+        return name
+    return f"{name} (reference)"
+
+
+def _checks(source: Artifact, job: _Job, scratch: Path) -> tuple[list[Check], list[str]]:
+    """Whether the judged model's outputs are right on its backend; they are kept to be held against while it is timed.
+
+    The reference.npz decides where there is one. Without it, another backend than onnxruntime on the CPU is held
+    against that one; there, only NaN and unsteady outputs can be told.
+    """
+    import numpy as np
+
+    from modelops.graphs.reference import FILE_NAME, read
+    from modelops.measures.comparison import Comparison
+    from modelops.measures.judging import judge
+    from modelops.stages._compare import feeds, has_batch, reference_differences, running
+    from modelops.stages._transitions import between
+
+    backend = job.judged.backend
+    checks: list[Check] = []
+    notes: list[str] = []
+    with running(source.model, backend) as session:
+        if source.has(FILE_NAME):
+            measured = reference_differences(read(source.file(FILE_NAME)), session, source.signature)
+            transition = _looser(between(source.manifest.history, ()), backend.loses())
+            checks = [Check("runs", "fail", f"{item['inputs']}: {item['error']}") for item in measured.failures]
+            checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
+        elif backend.name != "onnxruntime-cpu":
+            comparison = Comparison(batched=has_batch(source.signature))
+            with running(source.model) as trusted:
+                for feed in feeds(source):
+                    comparison.add(trusted.run(feed), session.run(feed))
+            transition = _looser("structural", backend.loses())
+            checks = judge(comparison.differences(), transition, agreement_evaluated=False)
+        else:
+            notes.append("the model has no reference: its outputs were checked for NaN and steadiness only")
+        right = {name: array for name, array in session.run(job.feed).items() if array.dtype.kind in "fiub"}
+        np.savez(scratch / "expected.npz", **right)
+    return [check for check in checks if check.verdict != "not-evaluated"], notes
