@@ -1,0 +1,123 @@
+"""Int8 weights and activations, with ranges found on samples: the usual choice for convolutional networks.
+
+The file stays in standard operators (QuantizeLinear, DequantizeLinear); a runtime fuses them into integer kernels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelops.core.component import option
+from modelops.core.workbench import Done, Workbench
+from modelops.errors import UsageError, tool
+from modelops.quantizers import Quantizer
+from modelops.quantizers._int8 import ReducedRange, reduces
+from modelops.quantizers._plan import OPS, Facts, Plan, plan
+from modelops.quantizers._scope import (
+    chosen_ops,
+    described_nodes,
+    excluded_nodes,
+    nothing_to_quantize,
+    refuse_quantized,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Static(Quantizer):
+    """8-bit weights and activations, with ranges from calibration data."""
+
+    tools = ("onnx", "onnx-ir", "onnxruntime")
+
+    per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
+    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: those that pay in this graph).")
+    exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
+    reduce_range: ReducedRange = option(
+        "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
+    )
+
+    def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
+        from modelops.graphs import files
+        from modelops.quantizers import _qdq
+        from modelops.quantizers._calibration import extremes, special_tensors, tensors_of
+        from modelops.quantizers._preparation import prepared
+        from modelops.quantizers._tables import quantize_tables
+        from modelops.quantizers._weights import cleaned
+
+        refuse_quantized(source)
+        if not workbench.has_data:
+            raise UsageError(
+                "--method static needs --data, to find the ranges of activations",
+                hint="give a folder or file of samples, or use --method dynamic",
+            )
+        ops = chosen_ops(self.op_types, OPS, "static")
+        model = prepared(source, workbench.scratch)
+        excluded = self._excluded(source, model)
+        first = plan(model, ops, excluded, set())
+        if not first.weighted:
+            raise nothing_to_quantize(
+                f"no Conv, Gemm or MatMul with float32 weights among {len(model.graph.node)} nodes"
+            )
+        ranges = extremes(model, tensors_of(first.nodes, Facts(model)), workbench.batches, workbench.scratch)
+        special = special_tensors(model, ranges)
+        final = plan(model, ops, excluded, special)
+        if not final.weighted:
+            raise nothing_to_quantize("every node with weights touches a tensor that holds mask values or NaN")
+        reduced = reduces(self.reduce_range)
+        left = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+        left = [node for node in left if node.name not in set(final.names)]
+        details = {
+            "left_float": described_nodes(left),
+            "nodes": sorted(final.names),
+            "weights": "int8, 7 bits" if reduced else "int8",
+            "special_tensors": sorted(special),
+        }
+        written = _qdq.inserted(
+            model,
+            final,
+            {name: pair for name, pair in ranges.items() if name not in special},
+            per_channel=self.per_channel,
+            reduced=reduced,
+        )
+        with tool("writing the quantized graph"):
+            graph = _qdq.read(written)
+            dropped = _qdq.drop_idle_pairs(graph, final.names)
+            tables = quantize_tables(graph, excluded=excluded) if "Gather" in ops else []
+            files.save(cleaned(graph), target)
+        found = _qdq.kernels(target)
+        return Done(
+            notes=tuple(_notes(final, first, found["unfused"])),
+            details={
+                "quantized": {**described_nodes(final.nodes), "tables": len(tables)},
+                **details,
+                **found,
+                "pairs_dropped": dropped,
+            },
+        )
+
+    def _excluded(self, source: Path, model: onnx.ModelProto) -> set[str]:
+        """The nodes of the prepared graph that the user's patterns mean, told by the names in the source."""
+        if not self.exclude:
+            return set()
+        from modelops.quantizers._weights import read
+
+        writes = {str(node.name): [str(value.name) for value in node.outputs] for node in read(source).graph}
+        names = excluded_nodes(self.exclude, writes)
+        tensors = {tensor for name in names for tensor in writes[name]}
+        return {node.name for node in model.graph.node if node.name in names or tensors & set(node.output)}
+
+
+def _notes(final: Plan, first: Plan, unfused: dict[str, int]) -> list[str]:
+    notes = []
+    if final.attention:
+        notes.append("this graph has attention: only its products with weights are integer, their results stay float")
+    lost = [node for node in first.nodes if node.name not in set(final.names)]
+    if lost:
+        listed = ", ".join(f"{count} {op}" for op, count in described_nodes(lost).items())
+        notes.append(f"left float because mask values or NaN pass through: {listed}")
+    if unfused:
+        listed = ", ".join(f"{count} {op}" for op, count in unfused.items())
+        notes.append(f"warning: onnxruntime has no integer kernel for {listed} here; they run in float")
+    return notes

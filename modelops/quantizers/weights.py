@@ -1,0 +1,168 @@
+"""Weights in blocks of 8 or 4 bits, activations in float: the smallest file for the least loss, seldom the fastest.
+
+A matrix product becomes onnxruntime's MatMulNBits; every ``block_size`` weights of one output share a scale, and with
+4 bits a zero point. Weights are rounded to the nearest step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.core.component import option
+from modelops.core.workbench import Done, Workbench
+from modelops.errors import UsageError, tool
+from modelops.quantizers import Quantizer
+from modelops.quantizers._scope import (
+    chosen_ops,
+    described_nodes,
+    excluded_nodes,
+    nothing_to_quantize,
+    refuse_quantized,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from modelops.quantizers._weights import Product
+
+_OPS = ("Gather", "Gemm", "MatMul")
+_DOMAIN = "com.microsoft"
+# MatMulNBits computes with int8 activations at level 4, its fastest, and with float ones at level 1.
+_INT8_COMPUTE = 4
+
+
+class Weights(Quantizer):
+    """Weights alone in blocks of 8 or 4 bits; activations stay float."""
+
+    tools = ("onnx", "onnx-ir")
+
+    bits: int = option(8, help="Bits of a weight: 8 or 4.", min=4, max=8)
+    block_size: int = option(32, help="Weights that share a scale: 16, 32, 64, 128 or 256.", min=16, max=256)
+    op_types: tuple[str, ...] = option((), help="Operators to quantize: Gather, Gemm, MatMul (default: all of them).")
+    exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (4, 8):
+            raise UsageError(f"--bits is 8 or 4, not {self.bits}")
+        if self.block_size & (self.block_size - 1):
+            raise UsageError(f"--block-size is a power of two, not {self.block_size}", hint="32 is a good choice")
+
+    def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
+        from modelops.graphs import files
+        from modelops.quantizers import _weights
+        from modelops.quantizers._tables import quantize_tables
+
+        refuse_quantized(source)
+        ops = chosen_ops(self.op_types, _OPS, "weights")
+        with tool("weight quantization"):
+            model = _weights.read(source)
+            before = list(model.graph)
+            excluded = excluded_nodes(
+                self.exclude, {str(node.name): [str(v.name) for v in node.outputs] for node in before}
+            )
+            found = [p for p in _weights.products(model.graph) if p.node.op_type in ops and p.node.name not in excluded]
+            names = [str(product.node.name) for product in found]
+            stored: dict[tuple[str, bool], list[ir.Value]] = {}
+            for product in found:
+                self._replace(model.graph, product, stored)
+            tables = quantize_tables(model, excluded=excluded) if "Gather" in ops else []
+            if not names and not tables:
+                raise nothing_to_quantize(
+                    f"no {' or '.join(sorted(ops))} with float32 weights of two dimensions among {len(before)} nodes"
+                )
+            if names:
+                model.graph.opset_imports[_DOMAIN] = 1
+            files.save(_weights.cleaned(model), target)
+        left = [n for n in before if n.op_type in ("MatMul", "Gemm", "Conv") and n.name not in set(names)]
+        return Done(
+            details={
+                "quantized": {"products": len(names), "tables": len(tables)},
+                "left_float": described_nodes(left),
+                "nodes": sorted(names + tables),
+                "weights": f"{self.bits} bits in blocks of {self.block_size}",
+            },
+        )
+
+    def _replace(self, graph: ir.Graph, product: Product, stored: dict[tuple[str, bool], list[ir.Value]]) -> None:
+        import onnx_ir as ir
+
+        node, base = product.node, product.node.name
+        if product.key not in stored:
+            stored[product.key] = self._store(graph, product)
+        inner, outer = product.shape
+        attributes = {
+            "K": inner,
+            "N": outer,
+            "bits": self.bits,
+            "block_size": self.block_size,
+            "accuracy_level": _INT8_COMPUTE,
+        }
+        new = [
+            ir.node(
+                "MatMulNBits",
+                [node.inputs[0], *stored[product.key]],
+                attributes,
+                domain=_DOMAIN,
+                name=f"{base}_{self.bits}bits",
+            )
+        ]
+        if product.bias is not None:
+            new.append(ir.node("Add", [new[-1].outputs[0], product.bias], name=f"{base}_bias"))
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+
+    def _store(self, graph: ir.Graph, product: Product) -> list[ir.Value]:
+        import onnx_ir as ir
+
+        arrays = blocked(product.matrix(), self.bits, self.block_size)
+        values = []
+        for suffix, array in zip(("blocks", "scales", "zero_points"), arrays, strict=False):
+            name = f"{product.key[0]}{'_t' if product.transposed else ''}_{suffix}"
+            value = ir.val(name, const_value=ir.tensor(array, name=name))
+            graph.register_initializer(value)
+            values.append(value)
+        return values
+
+
+def blocked(matrix: NDArray[Any], bits: int, block_size: int) -> tuple[NDArray[Any], ...]:
+    """A K×N matrix as MatMulNBits keeps it: (integers, scales), and zero points with 4 bits.
+
+    Integers are N × blocks × bytes, scales N × blocks. With 8 bits the zero point is 128 and a block is symmetric; with
+    4 bits a block reaches from its least to its largest weight, zero included.
+    """
+    import numpy as np
+
+    inner, outer = matrix.shape
+    blocks = -(-inner // block_size)
+    padded = np.zeros((outer, blocks * block_size), dtype=np.float32)
+    padded[:, :inner] = matrix.T
+    grouped = padded.reshape(outer, blocks, block_size)
+    if bits == 8:
+        scales = _nonzero(np.abs(grouped).max(axis=2) / 127)
+        integers = np.rint(grouped / scales[:, :, None]) + 128
+        return np.clip(integers, 1, 255).astype(np.uint8), scales
+    low, high = np.minimum(grouped.min(axis=2), 0), np.maximum(grouped.max(axis=2), 0)
+    scales = _nonzero((high - low) / 15)
+    zeros = np.clip(np.rint(-low / scales), 0, 15).astype(np.uint8)
+    integers = np.clip(np.rint(grouped / scales[:, :, None]) + zeros[:, :, None], 0, 15).astype(np.uint8)
+    return _packed(integers), scales, _packed(zeros)
+
+
+def _nonzero(scales: NDArray[Any]) -> NDArray[np.float32]:
+    """The scales as float32, with 1 for a block of zeros."""
+    import numpy as np
+
+    return np.where(scales > np.finfo(np.float32).tiny, scales, 1.0).astype(np.float32)
+
+
+def _packed(integers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pairs along the last axis in one byte, the first in the low half; an odd one out gets a zero beside it."""
+    import numpy as np
+
+    if integers.shape[-1] % 2:
+        integers = np.concatenate([integers, np.zeros_like(integers[..., :1])], axis=-1)
+    low, high = integers[..., 0::2], integers[..., 1::2]
+    return (low | (high << 4)).astype(np.uint8)
