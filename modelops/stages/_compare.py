@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from modelops.core.progress import tracked
 from modelops.core.report import Check
 from modelops.core.tensors import Signature
 from modelops.errors import StageFailed
+from modelops.graphs.arrays import digest
 from modelops.graphs.batches import BatchAxis
 from modelops.graphs.reference import FILE_NAME, Case, read
 from modelops.graphs.seeded import corner_feeds, index_bounds, random_feed, random_feeds
@@ -63,21 +65,32 @@ def running(model: Path, backend: Backend | None = None) -> Iterator[Session]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Differences from stored outputs, and where these are there in float64, both sides' differences from them."""
+    """What a model's outputs on the cases of a reference.npz differ by.
+
+    ``float64`` holds, where the reference has float64 outputs, both sides' differences from them; ``failures`` the
+    cases that the model could not run; ``digest`` is over all inputs.
+    """
 
     differences: dict[str, Difference]
-    float64: Float64Errors | None = None
+    float64: Float64Errors | None
+    failures: tuple[dict[str, str], ...]
+    rows: int
+    digest: str
 
 
-def reference_differences(cases: Sequence[Case], session: Session, *, batched: bool = True) -> Measured:
-    """The differences of a model's outputs from those that a reference.npz holds, over all its cases.
-
-    ``batched`` says that the first axis of the arrays counts rows.
-    """
-    comparison, source, own = (Comparison(batched=batched) for _ in range(3))
-    exact = False
+def reference_differences(cases: Sequence[Case], session: Session, signature: Signature) -> Measured:
+    """The differences of a model's outputs from those that a reference.npz holds, over all its cases."""
+    axis, total = BatchAxis.of(signature), hashlib.sha256()
+    comparison, source, own = (Comparison(batched=bool(axis.inputs)) for _ in range(3))
+    failures, rows, exact = [], 0, False
     for case in tracked("comparing with the reference", cases, len(cases)):
-        actual = case.take(session.run(case.feed))
+        total.update(digest(case.feed).encode())
+        rows += axis.rows(case.feed)
+        try:
+            actual = case.take(session.run(case.feed))
+        except StageFailed as error:
+            failures.append({"inputs": f"case {case.name!r}", "error": error.message})
+            continue
         comparison.add(case.outputs, actual)
         if case.outputs64:
             exact = True
@@ -85,7 +98,7 @@ def reference_differences(cases: Sequence[Case], session: Session, *, batched: b
             source.add(case.outputs64, {name: _float64(case.outputs[name]) for name in case.outputs64})
             own.add({name: case.outputs64[name] for name in names}, {name: _float64(actual[name]) for name in names})
     float64 = Float64Errors(source.differences(), own.differences()) if exact else None
-    return Measured(comparison.differences(), float64)
+    return Measured(comparison.differences(), float64, tuple(failures), rows, total.hexdigest())
 
 
 def has_batch(signature: Signature) -> bool:
@@ -134,9 +147,10 @@ def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Fe
 
 
 def _original_checks(source: Artifact, session: Session) -> list[Check]:
-    measured = reference_differences(read(source.file(FILE_NAME)), session, batched=has_batch(source.signature))
+    measured = reference_differences(read(source.file(FILE_NAME)), session, source.signature)
     transition = between(source.manifest.history, ())
-    checks = judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
+    checks = [Check("runs", "fail", f"does not run on {item['inputs']}: {item['error']}") for item in measured.failures]
+    checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
     return [
         Check(f"original.{c.name}", c.verdict, f"against the original: {c.message}", c.value, c.threshold, c.n)
         for c in checks

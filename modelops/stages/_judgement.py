@@ -1,0 +1,135 @@
+"""Verdicts and figures from saved measurements alone: what ``validate`` judges by, and what can judge it anew later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelops.core.report import Check, Metric
+from modelops.measures.differences import Difference
+from modelops.measures.distributions import wilson
+from modelops.measures.drops import Drop, judge_drop
+from modelops.measures.gates import FIGURES, TransitionName
+from modelops.measures.judging import Float64Errors, judge, warnings
+
+# The figures that a report shows of every output, where they apply; measurements.json holds them all.
+_ERRORS = ("sqnr", "max_scaled", "max_abs", "mean_abs", "p99_abs", "p999_abs", "cosine_mean", "cosine_min", "ulp_p99")
+_SHOWN = (*_ERRORS, "top1", "top5", "kl_mean", "kl_p99", "nearest", "equal")
+
+
+def judge_measurements(
+    measurements: Mapping[str, Any],
+    *,
+    transition: TransitionName | None = None,
+    gates: Sequence[str] | None = None,
+    max_drop: float | None = None,
+) -> list[Check]:
+    """The verdicts on measurements as ``measurements.json`` holds them.
+
+    What is not given is as it was when they were taken. UsageError for a gate that fits no output.
+    """
+    asked = measurements["judged_by"]
+    row = transition or asked["transition"]
+    task = measurements["task"]
+    drop = Drop.parse(task["drop"]) if task and task["drop"] else None
+    checks = list(_inputs(measurements))
+    checks += judge(
+        differences_of(measurements),
+        row,
+        agreement_evaluated=measurements["inputs"]["real"],
+        task_metric=drop is not None,
+        overrides=asked["gates"] if gates is None else gates,
+        float64=_float64(measurements),
+    )
+    if drop is not None:
+        checks.append(judge_drop(drop, asked["max_drop"] if max_drop is None else max_drop))
+    elif asked["metric"]:
+        checks.append(_no_drop(task, asked["metric"]))
+    return checks
+
+
+def differences_of(measurements: Mapping[str, Any]) -> dict[str, Difference]:
+    """The difference of every output."""
+    return {name: Difference.parse(values) for name, values in measurements["outputs"].items()}
+
+
+def metrics_of(measurements: Mapping[str, Any]) -> list[Metric]:
+    """The figures of every output with their units, then those of the task."""
+    found = []
+    for name, difference in differences_of(measurements).items():
+        for figure in _SHOWN:
+            value = getattr(difference, figure)
+            if value is not None:
+                found.append(_metric(name, figure, value, difference))
+    task = measurements["task"]
+    if task:
+        found.append(Metric.parse(task["value"]))
+        if task["reference"]:
+            found.append(Metric.parse({**task["reference"], "name": f"{task['metric']}.reference"}))
+        if task["drop"]:
+            found.append(_drop_metric(Drop.parse(task["drop"])))
+    return found
+
+
+def remarks_on(measurements: Mapping[str, Any]) -> list[str]:
+    """Sentences on figures that pass and are still unusual."""
+    return warnings(differences_of(measurements), measurements["judged_by"]["transition"])
+
+
+def _metric(output: str, figure: str, value: float, difference: Difference) -> Metric:
+    name = f"{output}.{figure}"
+    if not math.isfinite(value):
+        return Metric(name, "identical" if value > 0 and figure == "sqnr" else None, n=difference.rows)
+    if figure in ("top1", "top5", "nearest"):
+        n = difference.nearest_rows if figure == "nearest" else difference.decisions
+        return Metric(name, value, "", wilson(round(value * n), n), 0.95, n)
+    unit = FIGURES[figure].unit
+    return Metric(name, value, unit if unit != "%" else "", n=difference.rows)
+
+
+def _drop_metric(drop: Drop) -> Metric:
+    name = f"{drop.metric}.drop"
+    if not all(map(math.isfinite, (drop.drop, drop.lower, drop.bound))):
+        return Metric(name, drop.drop if math.isfinite(drop.drop) else None, n=drop.n)
+    # Each bound holds at the drop's confidence on its own side.
+    return Metric(name, drop.drop, "", (drop.lower, drop.bound), 2 * drop.confidence - 1, drop.n)
+
+
+def _inputs(measurements: Mapping[str, Any]) -> list[Check]:
+    """Whether both models take the same inputs, ran on all of them, and saw as many as were asked for."""
+    inputs, checks = measurements["inputs"], []
+    if inputs["names"] != inputs["reference_names"]:
+        checks.append(
+            Check(
+                "inputs",
+                "fail",
+                f"the model takes {', '.join(inputs['names'])}, the reference {', '.join(inputs['reference_names'])}",
+            )
+        )
+    checks += [
+        Check(f"runs.{failure['inputs']}", "fail", f"the model does not run on {failure['inputs']}: {failure['error']}")
+        for failure in measurements["failures"]
+    ]
+    if inputs["asked"] is not None and inputs["rows"] < inputs["asked"]:
+        text = f"{inputs['rows']} samples were there, {inputs['asked']} were asked for with --samples"
+        checks.append(Check("samples", "inconclusive", text, inputs["rows"], f">= {inputs['asked']}"))
+    return checks
+
+
+def _no_drop(task: Mapping[str, Any] | None, metric: str) -> Check:
+    if task is None:
+        text = f"{metric} needs labels: give labelled samples with --data"
+    else:
+        text = f"the drop of {metric} needs the model before: give it with --against"
+    return Check(f"{metric}.drop", "inconclusive" if task is None else "not-evaluated", text)
+
+
+def _float64(measurements: Mapping[str, Any]) -> Float64Errors | None:
+    saved = measurements["float64"]
+    if saved is None:
+        return None
+    source, actual = (
+        {name: Difference.parse(values) for name, values in saved[side].items()} for side in ("source", "actual")
+    )
+    return Float64Errors(source, actual)

@@ -1,0 +1,249 @@
+"""Validate: whether a model's outputs are still right, and by how much they moved."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from modelops.backends import REGISTRY as BACKENDS
+from modelops.backends import Backend
+from modelops.core.artifact import Artifact, Draft
+from modelops.core.component import choice, described, option
+from modelops.core.registry import require
+from modelops.core.report import Report
+from modelops.core.worker import Limits
+from modelops.datasets import REGISTRY as DATASETS
+from modelops.datasets import Dataset
+from modelops.errors import EnvironmentMissing, UsageError
+from modelops.graphs.batches import BatchAxis
+from modelops.graphs.reference import FILE_NAME as REFERENCE
+from modelops.graphs.reference import read
+from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
+from modelops.graphs.wrap import open_model
+from modelops.measures.gates import Gate, TransitionName
+from modelops.measures.judging import ROWS_MIN
+from modelops.stages import Stage, _limits
+from modelops.stages._compare import reference_differences, running
+from modelops.stages._judgement import judge_measurements, metrics_of, remarks_on
+from modelops.stages._measuring import Given, Side, Task, compare_models, from_data
+from modelops.stages._transitions import between
+from modelops.stages._workbench import SampleBench
+
+MEASUREMENTS = "measurements.json"
+SCHEMA = "modelops.validation/1"
+
+
+class Validate(Stage):
+    """Judge whether a model's outputs are right: against its original's, or against another model's."""
+
+    writes = "evidence"
+
+    against: Path | None = option(
+        None, help="Model to compare with, an artifact or .onnx file; by default the outputs of the original."
+    )
+    data: Path | None = option(None, help="Samples to compare on, with labels where there are some.")
+    dataset: Dataset | None = choice(DATASETS, None, help="Form of the data; told from the path by default.")
+    samples: int | None = option(None, help="Samples to read of the data, or to make up; by default all, or 32.", min=1)
+    batch: int = option(32, help="Samples to run at once, where the model's batch is dynamic.", min=1)
+    metric: Literal["top1", "f1", "mae", "r2", "spearman"] | None = option(
+        None, help="Task metric on labelled data; by default top1 for classes and r2 for figures."
+    )
+    max_drop: float = option(
+        0.01,
+        help="Largest drop of the task metric that is allowed (0.01 is a point; mae counts in its own unit).",
+        min=0,
+        unit="fraction",
+    )
+    gate: tuple[str, ...] = option((), help='Gate of your own, such as "top1>=0.98" or "logits.sqnr>=40".')
+    transition: Literal["auto", "structural", "export", "float16", "bfloat16", "int8", "weights", "prune"] = option(
+        "auto", help="What lies between the two models, which chooses the gates; told from their histories by default."
+    )
+    seed: int = option(0, help="Seed of made-up inputs and of the bootstrap.", min=0)
+    backend: Backend = choice(BACKENDS, "onnxruntime-cpu", help="Where the models run.")
+
+    def limits(self, model_bytes: int) -> Limits:
+        if self.data is not None and ".py:" in self.data.name:
+            return _limits.trusted()
+        extra = 0.0 if self.data is None else 600.0
+        return _limits.default(model_bytes * (1 if self.against is None else 2), extra_seconds=extra)
+
+    def run(self, source: Artifact, draft: Draft) -> Report:
+        for text in self.gate:
+            Gate.parse(text)
+        self._check_backend()
+        with tempfile.TemporaryDirectory(prefix="modelops-") as folder, ExitStack() as stack:
+            scratch = Path(folder)
+            if self.against is not None:
+                reference = open_model(self.against, scratch)
+                measurements, bench = self._against_model(source, reference, scratch, stack)
+            else:
+                measurements, bench = self._against_original(source, scratch, stack)
+            return self._report(source, bench, measurements, draft)
+
+    def _check_backend(self) -> None:
+        require(type(self.backend))
+        if self.backend.opens != "onnx":
+            raise UsageError(
+                f"--backend {self.backend.name} does not run ONNX files", hint="for example --backend onnxruntime-cpu"
+            )
+        if reason := self.backend.missing():
+            fact, _, hint = reason.partition("; ")
+            raise EnvironmentMissing(f"{self.backend.name} can't be used here: {fact}", hint=hint)
+
+    def _bench(self, source: Artifact, scratch: Path, batch: int) -> SampleBench:
+        return SampleBench(source, scratch, self.data, self.dataset, self.samples, batch)
+
+    def _against_original(
+        self, source: Artifact, scratch: Path, stack: ExitStack
+    ) -> tuple[dict[str, Any], SampleBench]:
+        """Measurements against the outputs that the source framework gave."""
+        if not source.has(REFERENCE):
+            raise UsageError(
+                f"{source.path} carries no {REFERENCE} to be held against",
+                hint="name the model to compare with: --against REF",
+            )
+        if self.samples is not None and self.data is None:
+            raise UsageError("--samples needs --data or --against", hint="the original's inputs are used as they are")
+        bench = self._bench(source, scratch, self.batch)
+        session = stack.enter_context(running(source.model, self.backend))
+        measured = reference_differences(read(source.file(REFERENCE)), session, source.signature)
+        task = self._task_alone(Side(session, source.signature), bench)
+        measurements = {
+            **self._head(source, None, between(source.manifest.history, ())),
+            "inputs": _inputs("the inputs of the reference", measured.rows, measured.digest, source, source),
+            "failures": list(measured.failures),
+            "outputs": _plain(measured.differences),
+            "float64": None
+            if measured.float64 is None
+            else {"source": _plain(measured.float64.source), "actual": _plain(measured.float64.actual)},
+            "task": task,
+        }
+        return measurements, bench
+
+    def _task_alone(self, side: Side, bench: SampleBench) -> dict[str, Any] | None:
+        """The task metric of the model alone, where labelled data was given; UsageError for data without a use."""
+        if not bench.has_data:
+            return None
+        task = Task(self.metric)
+        for given in from_data(bench):
+            task.add(side.run(given), None, given)
+        found = task.results(self.seed)
+        if found is None:
+            raise UsageError(
+                f"{self.data} has no labels, and the original can't be run on it",
+                hint="name a model to compare with on this data: --against REF",
+            )
+        return found
+
+    def _against_model(
+        self, source: Artifact, reference: Artifact, scratch: Path, stack: ExitStack
+    ) -> tuple[dict[str, Any], SampleBench]:
+        """Measurements against another model, on data, on the inputs of the reference, or on made-up ones."""
+        before = Side(stack.enter_context(running(reference.model, self.backend)), reference.signature)
+        after = Side(stack.enter_context(running(source.model, self.backend)), source.signature)
+        # Samples are fitted to the model that takes more inputs, and batches to the one whose batch is fixed.
+        fitted = source if len(source.signature.inputs) >= len(reference.signature.inputs) else reference
+        batch = BatchAxis.of(reference.signature).size or self.batch
+        bench = self._bench(fitted, scratch, batch)
+        task = Task(self.metric)
+        if bench.dataset is not None:
+            origin, stream, real = f"--data ({bench.dataset.name})", from_data(bench), not bench.dataset.made_up
+        else:
+            origin, stream = self._made_up(source, reference)
+            real = False
+        found = compare_models(before, after, stream, task)
+        inputs = _inputs(origin, found.rows, found.digest, source, reference)
+        measurements = {
+            **self._head(source, reference, between(source.manifest.history, reference.manifest.history)),
+            "inputs": {**inputs, "real": real, "asked": self.samples if bench.has_data else None},
+            "failures": found.failures,
+            "outputs": _plain(found.differences),
+            "float64": None,
+            "task": task.results(self.seed),
+        }
+        return measurements, bench
+
+    def _made_up(self, source: Artifact, reference: Artifact) -> tuple[str, Iterator[Given]]:
+        """(what they are, inputs): those of a reference.npz, else seeded ones by what names mean."""
+        for artifact in (reference, source):
+            if artifact.has(REFERENCE) and self.samples is None:
+                cases = read(artifact.file(REFERENCE))
+                axis = BatchAxis.of(artifact.signature)
+                return "the inputs of the reference", (
+                    Given(case.feed, axis.rows(case.feed), f"case {case.name!r}") for case in cases
+                )
+        return f"seeded inputs (seed {self.seed})", self._seeded(reference)
+
+    def _seeded(self, reference: Artifact) -> Iterator[Given]:
+        signature, bounds = reference.signature, index_bounds(reference.model)
+        axis = BatchAxis.of(signature)
+        for number, feed in enumerate(random_feeds(signature, self.samples or ROWS_MIN, self.seed, bounds)):
+            yield Given(feed, axis.rows(feed), f"seeded inputs {number}", made_up=True)
+        for number, feed in enumerate(corner_feeds(signature, self.seed, bounds)):
+            yield Given(feed, axis.rows(feed), f"shape corner {number}", made_up=True, corner=True)
+
+    def _head(self, source: Artifact, reference: Artifact | None, told: TransitionName) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "model": source.id,
+            "reference": reference.id if reference is not None else REFERENCE,
+            "backend": described(self.backend),
+            "judged_by": {
+                "transition": told if self.transition == "auto" else self.transition,
+                "told_by": "the histories" if self.transition == "auto" else "--transition",
+                "gates": list(self.gate),
+                "metric": self.metric,
+                "max_drop": self.max_drop,
+            },
+        }
+
+    def _report(self, source: Artifact, bench: SampleBench, measurements: dict[str, Any], draft: Draft) -> Report:
+        text = json.dumps(measurements, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        draft.file(MEASUREMENTS).write_text(text, encoding="utf-8")
+        saved = json.loads(text)  # judged as it will be read
+        measured = {"model": source.id}
+        if self.against is not None:
+            measured["against"] = saved["reference"]
+        checks = judge_measurements(saved)
+        remarks = [] if any(check.verdict == "fail" for check in checks) else remarks_on(saved)
+        return Report(
+            metrics=tuple(metrics_of(saved)),
+            checks=tuple(checks),
+            notes=(*_notes(saved), *bench.notes, *remarks),
+            details={"measured": measured, "code_executed": bench.code_executed(), "inputs": saved["inputs"]},
+        )
+
+
+def _notes(measurements: Mapping[str, Any]) -> list[str]:
+    inputs, judged, task = measurements["inputs"], measurements["judged_by"], measurements["task"]
+    notes = [
+        f"compared on {inputs['origin']}: {inputs['rows']} rows",
+        f"judged as {judged['transition']}, told from {judged['told_by']}",
+    ]
+    if task is None:
+        notes.append("without labels this is agreement with the model before, not accuracy")
+    elif not judged["metric"]:
+        notes.append(f"{task['metric']} of {task['output']!r} was chosen to fit the labels; choose with --metric")
+    if not inputs["real"] and judged["transition"] not in ("structural", "export"):
+        notes.append("agreement of decisions is not evaluated: it needs 256 rows of --data with --against")
+    return notes
+
+
+def _inputs(origin: str, rows: int, digest: str, source: Artifact, reference: Artifact) -> dict[str, Any]:
+    return {
+        "origin": origin,
+        "rows": rows,
+        "digest": digest,
+        "real": False,
+        "asked": None,
+        "names": [spec.name for spec in source.signature.inputs],
+        "reference_names": [spec.name for spec in reference.signature.inputs],
+    }
+
+
+def _plain(differences: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: difference.to_dict() for name, difference in differences.items()}
