@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from modelops.core.component import Component
 from modelops.core.registry import Registry
 from modelops.core.workbench import Done, Workbench
+
+#: Where a method that cuts leaves what proves the cut, in the workbench's scratch directory: the source in which
+#: nothing reads the same channels any more, and the cut before weights were refitted. Both must give the same outputs.
+ZEROED: Final = "zeroed.onnx"
+CUT: Final = "cut.onnx"
 
 
 class Pruner(Component):
@@ -15,7 +21,8 @@ class Pruner(Component):
     def prune(self, source: Path, target: Path, workbench: Workbench) -> Done:
         """Read the model at ``source``, write the new one to ``target``, and say what was done.
 
-        StageFailed names the node and op that could not be treated.
+        ``details["asked"]`` holds what was asked for (``what``, ``removed``: a share) and how much of it was reached
+        (``reached``). StageFailed names the node and op that could not be treated.
         """
         raise TypeError(f"{type(self).__name__} does not define prune")
 

@@ -1,0 +1,197 @@
+"""Groups of channels that can be cut alike, what they weigh, and which of them to remove."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelops.pruners._axes import Axes, Axis, Place, Spreading, reasons
+from modelops.pruners._network import Network, label
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+Importance = Literal["l1", "l2"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are alike: each may be removed without the others, and all of them touch the same axes.
+
+    ``classes`` are the numbers of the channels' classes, ``makers`` the nodes whose weights make them; ``width`` is
+    how many positions of such a weight one channel takes (a head takes many).
+    """
+
+    classes: NDArray[np.int64]
+    makers: tuple[str, ...]
+    width: int = 1
+
+    @property
+    def size(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Channels that stay: how many of which node, and why. ``interface`` when the model's outputs ask for them."""
+
+    node: str
+    channels: int
+    reason: str
+    interface: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"node": self.node, "channels": self.channels, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What can be cut in a network: ``class_of`` gives every label's class, ``owner_of`` its axis."""
+
+    network: Network
+    axes: Axes
+    class_of: NDArray[np.int64]
+    owner_of: NDArray[np.int64]
+    groups: tuple[Group, ...]
+    skipped: tuple[Skipped, ...]
+    seeds: tuple[Axis, ...]
+
+    @property
+    def classes(self) -> int:
+        return int(self.class_of.max()) + 1 if len(self.class_of) else 0
+
+    def removed(self, gone: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many positions every axis loses when these classes go."""
+        import numpy as np
+
+        return np.bincount(self.owner_of[gone[self.class_of]], minlength=len(self.axes.axes))
+
+    def kept(self, axis: Axis, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which positions of an axis stay."""
+        kept: NDArray[np.bool_] = ~gone[self.class_of[axis.labels]]
+        return kept
+
+    def hidden_channels(self) -> int:
+        """All channels that weights make, those of the model's own outputs left out."""
+        outside = sum(item.channels for item in self.skipped if item.interface)
+        return sum(axis.size for axis in self.seeds) - outside
+
+    def removed_channels(self, gone: NDArray[np.bool_]) -> int:
+        counts = self.removed(gone)
+        return int(sum(counts[axis.number] for axis in self.seeds))
+
+
+def examine(network: Network) -> Anatomy:
+    """Find every group of channels that can be cut, and the reason for each one that can't."""
+    import numpy as np
+
+    spreading = Spreading(network)
+    seeds = list(_seeds(network))
+    axes = spreading.start(seeds)
+    class_of = axes.classes()
+    owner_of = axes.owners()
+    why = reasons(axes, class_of)
+    places = [Place(node.outputs[0], axis) for node, axis in seeds]
+    seed_axes = [axes.by_place[place] for place in dict.fromkeys(places) if place in axes.by_place]
+    count = int(class_of.max()) + 1 if len(class_of) else 0
+    free, interface = np.ones(count, bool), np.zeros(count, bool)
+    free[list(why)] = False
+    for labels, _, outside in axes.pinned:
+        if outside:
+            interface[class_of[labels]] = True
+    return Anatomy(
+        network,
+        axes,
+        class_of,
+        owner_of,
+        tuple(_grouped(axes, class_of, owner_of, free)),
+        tuple(_skipped(seed_axes, class_of, why, interface)),
+        tuple(seed_axes),
+    )
+
+
+def _seeds(network: Network) -> Iterator[tuple[ir.Node, int]]:
+    """The output axes along which weights make channels."""
+    for node in network.nodes:
+        shape = network.shape(node.outputs[0]) if node.outputs else None
+        if shape is None or len(node.inputs) < 2:
+            continue
+        if (node.op_type in ("Conv", "ConvTranspose") and network.weight(node.inputs[1])) or (
+            node.op_type == "Gemm" and network.weight(node.inputs[1])
+        ):
+            yield node, 1
+        elif node.op_type == "MatMul" and len(shape) >= 2:
+            if network.weight(node.inputs[1]):
+                yield node, len(shape) - 1
+            elif network.weight(node.inputs[0]):
+                yield node, len(shape) - 2
+
+
+def _grouped(
+    axes: Axes, class_of: NDArray[np.int64], owner_of: NDArray[np.int64], free: NDArray[np.bool_]
+) -> Iterator[Group]:
+    """Free classes with the same footprint: the axes that each of them touches, and how often."""
+    import numpy as np
+
+    pairs, counts = np.unique(np.stack([class_of, owner_of]), axis=1, return_counts=True)
+    starts = np.flatnonzero(np.diff(pairs[0], prepend=-1))
+    found: dict[bytes, list[int]] = {}
+    touching: dict[bytes, NDArray[np.int64]] = {}
+    for start, end in zip(starts, [*starts[1:], pairs.shape[1]], strict=True):
+        number = int(pairs[0, start])
+        if free[number]:
+            footprint = pairs[1, start:end].tobytes() + b"|" + counts[start:end].tobytes()
+            found.setdefault(footprint, []).append(number)
+            touching[footprint] = np.stack([pairs[1, start:end], counts[start:end]], axis=1)
+    for footprint, classes in found.items():
+        touched = [(axes.axes[int(number)], int(count)) for number, count in touching[footprint]]
+        makers = {
+            label(axis.place.use[0]): count
+            for axis, count in touched
+            if axis.role == "out" and axis.place.use is not None
+        }
+        if makers:
+            yield Group(np.array(classes), tuple(makers), math.gcd(*makers.values()))
+
+
+def _skipped(
+    seeds: Sequence[Axis], class_of: NDArray[np.int64], why: Mapping[int, str], interface: NDArray[np.bool_]
+) -> Iterator[Skipped]:
+    for axis in seeds:
+        stuck = [int(number) for number in class_of[axis.labels] if int(number) in why]
+        if stuck:
+            node = axis.place.value.producer()
+            name = label(node) if node is not None else str(axis.place.value.name)
+            yield Skipped(name, len(stuck), why[stuck[0]], bool(interface[stuck[0]]))
+
+
+def importance(anatomy: Anatomy, norm: Importance) -> NDArray[np.float64]:
+    """What every class weighs: the L1 or squared L2 norm of the slices of all weights that make or read it.
+
+    Every weight counts with a mean of one per channel, so that a large filter does not drown a small one (as in
+    DepGraph, Fang et al. 2023, *Towards Any Structural Pruning*, §3.3).
+    """
+    import numpy as np
+
+    score = np.zeros(anatomy.classes)
+    seen: set[tuple[str, int]] = set()
+    for axis in anatomy.axes.axes:
+        place = axis.place
+        key = (str(place.value.name), place.axis)
+        if place.use is None or axis.role not in ("out", "in") or key in seen:
+            continue
+        array = anatomy.network.constant(place.value)
+        if array is None or array.ndim < 2 or array.dtype.kind != "f":
+            continue
+        seen.add(key)
+        others = tuple(k for k in range(array.ndim) if k != place.axis)
+        wide = array.astype(np.float64)
+        sums = np.abs(wide).sum(others) if norm == "l1" else np.square(wide).sum(others)
+        mean = sums.mean()
+        if mean > 0:
+            np.add.at(score, anatomy.class_of[axis.labels], sums / mean)
+    return score

@@ -1,0 +1,102 @@
+"""Counts multiply-accumulates: how much a network computes, before and after a cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelops.pruners._axes import Place
+from modelops.pruners._network import Network
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from modelops.pruners._groups import Anatomy
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that multiplies and adds: a number times the sizes of axes that may be cut."""
+
+    node: ir.Node
+    places: tuple[Place, ...]
+    sizes: tuple[int, ...]
+    rest: int
+
+    @property
+    def macs(self) -> int:
+        return math.prod(self.sizes) * self.rest
+
+
+def products(network: Network) -> list[Product]:
+    """Every convolution and matrix product of the main graph, for the run in which shapes were seen."""
+    found = []
+    for node in network.nodes:
+        shape = network.shape(node.outputs[0]) if node.outputs else None
+        weight = network.shape(node.inputs[1]) if len(node.inputs) > 1 else None
+        if shape is None or weight is None:
+            continue
+        made = [Place(node.outputs[0], k) for k in range(len(shape))]
+        if node.op_type == "Conv":
+            per_pixel = math.prod(weight[2:])
+            found.append(_product(node, made, shape, [_input(network, node, 1, 1)], (weight[1],), per_pixel))
+        elif node.op_type == "ConvTranspose":
+            pixels = network.shape(node.inputs[0]) or ()
+            given = [Place(_value(node, 0), k) for k in range(len(pixels))]
+            per_pixel = math.prod(weight[2:])
+            found.append(_product(node, given, pixels, [_input(network, node, 1, 1)], (weight[1],), per_pixel))
+        elif node.op_type in ("MatMul", "Gemm"):
+            inner = 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) else -1
+            before = network.shape(node.inputs[0])
+            if before:
+                k = inner % len(before)
+                found.append(_product(node, made, shape, [_input(network, node, 0, k)], (before[k],), 1))
+    return found
+
+
+def _product(
+    node: ir.Node, made: list[Place], shape: tuple[int, ...], inner: list[Place], sizes: tuple[int, ...], rest: int
+) -> Product:
+    return Product(node, (*made, *inner), (*shape, *sizes), rest)
+
+
+def _value(node: ir.Node, number: int) -> ir.Value:
+    value = node.inputs[number]
+    assert value is not None
+    return value
+
+
+def _input(network: Network, node: ir.Node, number: int, axis: int) -> Place:
+    value = _value(node, number)
+    return Place(value, axis, (node, number) if network.weight(value) else None)
+
+
+class MacCounter:
+    """Counts what a network computes per sample when some classes are gone."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        import numpy as np
+
+        self.anatomy = anatomy
+        self.products = products(anatomy.network)
+        axes = anatomy.axes
+        self._terms: list[tuple[int, list[int]]] = []
+        for product in self.products:
+            numbers, factor = [], product.rest
+            for place, size in zip(product.places, product.sizes, strict=True):
+                axis = axes.of(place)
+                if axis is None:
+                    factor *= size
+                else:
+                    numbers.append(axis.number)
+            self._terms.append((factor, numbers))
+        self._sizes = np.array([axis.size for axis in axes.axes], dtype=np.int64)
+
+    def count(self, gone: NDArray[np.bool_] | None = None) -> int:
+        """Multiply-accumulates per sample."""
+        sizes = self._sizes if gone is None else self._sizes - self.anatomy.removed(gone)
+        total = sum(factor * math.prod(int(sizes[number]) for number in numbers) for factor, numbers in self._terms)
+        return total // self.anatomy.network.rows
