@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from modelops.graphs.shapes import Call, rule
+from modelops.graphs.calls import Call, Rule, registrar
 from modelops.graphs.values import Dims, Value, blob, broadcast, sized
+
+RULES: Final[dict[str, Rule]] = {}
+rule = registrar(RULES)
 
 
 @rule("MatMul", "MatMulInteger", "FusedMatMul", "QLinearMatMul")

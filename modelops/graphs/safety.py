@@ -183,13 +183,15 @@ def _expansion(model: onnx.ModelProto, limits: GraphLimits) -> None:
         functions[key] = _measured(function)
     done: dict[FunctionKey, tuple[int, int, int]] = {}
     whole = _measured(model.graph)
+    written = whole.nodes + sum(cost.nodes for cost in functions.values())
+    most = max(written, min(max(limits.expansion * written, limits.freely_expanded), limits.expanded_nodes))
     stack: list[tuple[FunctionKey, bool]] = [(key, False) for key in functions]
     open_keys: set[FunctionKey] = set()
     while stack:
         key, finished = stack.pop()
         if finished:
             open_keys.discard(key)
-            done[key] = _total(functions[key], done, functions, key[1], limits)
+            done[key] = _total(functions[key], done, functions, key[1], most, limits)
         elif key not in done:
             if key in open_keys:
                 raise Refusal(f"function {key[1]!r} calls itself", _RECURSION)
@@ -199,7 +201,7 @@ def _expansion(model: onnx.ModelProto, limits: GraphLimits) -> None:
                 if callee in open_keys:
                     raise Refusal(f"function {callee[1]!r} calls itself", _RECURSION)
                 stack.append((callee, False))
-    _total(whole, done, functions, "the graph", limits)
+    _total(whole, done, functions, "the graph", most, limits)
 
 
 def _measured(body: onnx.GraphProto | onnx.FunctionProto) -> _Function:
@@ -221,6 +223,7 @@ def _total(
     done: dict[FunctionKey, tuple[int, int, int]],
     functions: dict[FunctionKey, _Function],
     name: str,
+    most: int,
     limits: GraphLimits,
 ) -> tuple[int, int, int]:
     """Nodes, subgraph depth and call depth after inlining."""
@@ -230,8 +233,8 @@ def _total(
             inside, deeper, further = done[callee]
             nodes, depth, calls = nodes + inside, max(depth, at + deeper), max(calls, further + 1)
     where = f"function {name!r}" if name != "the graph" else name
-    if nodes > limits.expanded_nodes:
-        raise Refusal(f"{where} has more than {limits.expanded_nodes:,} nodes once inlined", "split the model")
+    if nodes > most:
+        raise Refusal(f"{where} has more than {most:,} nodes once inlined", "inline the functions, or split the model")
     if depth > limits.subgraph_depth or calls > limits.call_depth:
         raise Refusal(f"{where} nests {depth} subgraphs and {calls} calls", "flatten its functions and subgraphs")
     return nodes, depth, calls

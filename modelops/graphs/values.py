@@ -58,7 +58,7 @@ class Value:
 
 def sized(dims: Iterable[int | None], dtype: int = 0) -> Value:
     """A tensor with these dimensions; negative ones can't be meant and count as unknown."""
-    checked = tuple(None if dim is None or dim < 0 else int(dim) for dim in dims)
+    checked = tuple([None if dim is None or dim < 0 else int(dim) for dim in dims])
     return Value(checked, elements_of(checked), dtype)
 
 
@@ -89,6 +89,8 @@ def elements_of(dims: Dims) -> int:
 
 def broadcast(shapes: Sequence[Dims]) -> Dims:
     """Numpy's rule, where an unknown dimension gives way to a known one above 1."""
+    if len(shapes) > 1 and shapes.count(shapes[0]) == len(shapes):
+        return shapes[0]
     rank = max(map(len, shapes), default=0)
     out: list[int | None] = []
     for axis in range(-rank, 0):
