@@ -43,10 +43,10 @@ def random_feed(
     import numpy as np
 
     axis = BatchAxis.of(signature)
-    known = {**(sizes or {}), **({axis.symbol: rows} if axis.symbol else {})}
+    known = {**_named(signature), **(sizes or {}), **({axis.symbol: rows} if axis.symbol else {})}
     feed = {}
     for spec in signature.inputs:
-        shape = tuple(_size(dim, spec, place, known) for place, dim in enumerate(spec.shape))
+        shape = tuple(dim if isinstance(dim, int) else _evaluated(dim, known) for dim in spec.shape)
         if spec.name in axis.inputs and axis.symbol:
             shape = (rows, *shape[1:])
         random = np.random.default_rng((seed, zlib.crc32(spec.name.encode())))
@@ -130,25 +130,23 @@ def _lookups(node: onnx.NodeProto, dims: Mapping[str, tuple[int, ...]]) -> list[
     return [(indices, dims[table][at]) for indices, table, at in pairs if table in dims and -1 <= at < len(dims[table])]
 
 
-def _size(dim: int | str, spec: TensorSpec, place: int, known: Mapping[str, int]) -> int:
-    if isinstance(dim, int):
-        return dim
-    if dim in known:
-        return known[dim]
-    evaluated = _evaluated(dim, spec, place, known)
-    if evaluated is not None:
-        return max(0, evaluated)
-    return _by_name(dim, spec, place)
+def _named(signature: Signature) -> dict[str, int]:
+    """A size for every dynamic dimension: by its name, else by what its input looks like."""
+    found: dict[str, int] = {}
+    for spec in signature.inputs:
+        for place, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and not _is_expression(dim):
+                image = len(spec.shape) == 4 and place >= 2 and spec.dtype.startswith(("float", "uint8"))
+                found.setdefault(dim, _by_name(dim, 32 if image else 8))
+    return found
 
 
-def _by_name(dim: str, spec: TensorSpec, place: int) -> int:
-    if len(spec.shape) >= 4 and place >= 2 and spec.dtype.startswith(("float", "uint8")) and "past" not in spec.name:
-        return 32  # an image
-    return next((size for part, size in _SIZES.items() if part in dim.lower()), 8)
+def _by_name(dim: str, otherwise: int) -> int:
+    return next((size for part, size in _SIZES.items() if part in dim.lower()), otherwise)
 
 
-def _evaluated(text: str, spec: TensorSpec, place: int, known: Mapping[str, int]) -> int | None:
-    """The value of a dimension such as "past + sequence"; None where it is no expression."""
+def _evaluated(text: str, known: Mapping[str, int]) -> int:
+    """The size of a dimension: known by its name, or computed, as "past + sequence" is."""
 
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
@@ -156,15 +154,15 @@ def _evaluated(text: str, spec: TensorSpec, place: int, known: Mapping[str, int]
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
         if isinstance(node, ast.Name):
-            return known.get(node.id, _by_name(node.id, spec, place))
+            return known.get(node.id, _by_name(node.id, 8))
         raise ValueError
 
-    if not _is_expression(text):
-        return None
+    if text in known:
+        return known[text]
     try:
-        return value(ast.parse(text, mode="eval").body)
+        return max(0, value(ast.parse(text, mode="eval").body))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
-        return None
+        return _by_name(text, 8)
 
 
 def _values(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator, bound: int | None) -> NDArray[Any]:

@@ -153,9 +153,7 @@ class _Judge:
     def _masks(self) -> Check:
         d = self.d
         count = d.mask_mismatches if self.row.strict else d.new_nonfinite
-        label = (
-            "elements are NaN or infinite on one side only" if self.row.strict else "elements are newly NaN or infinite"
-        )
+        label = "on one side only" if self.row.strict else "where the reference is not"
         if count:
             text = f"{count} elements are NaN or infinite {label} ({_rows(d.rows)}){self._worst()}"
             return self._check("finite", "fail", text, count, "== 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, described, option
 from modelops.core.registry import require
 from modelops.core.report import Report
+from modelops.core.tensors import Signature
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
@@ -35,6 +37,8 @@ from modelops.stages._workbench import SampleBench
 
 MEASUREMENTS = "measurements.json"
 SCHEMA = "modelops.validation/1"
+_OUTPUT_BYTES = 256 << 20  # of one run
+_LONG = 512  # what a dynamic dimension of an output may come to
 
 
 class Validate(Stage):
@@ -48,7 +52,9 @@ class Validate(Stage):
     data: Path | None = option(None, help="Samples to compare on, with labels where there are some.")
     dataset: Dataset | None = choice(DATASETS, None, help="Form of the data; told from the path by default.")
     samples: int | None = option(None, help="Samples to read of the data, or to make up; by default all, or 32.", min=1)
-    batch: int = option(32, help="Samples to run at once, where the model's batch is dynamic.", min=1)
+    batch: int = option(
+        32, help="Samples to run at once, at most: fewer where outputs are large, or the batch is fixed.", min=1
+    )
     metric: Literal["top1", "f1", "mae", "r2", "spearman"] | None = option(
         None, help="Task metric on labelled data; by default top1 for classes and r2 for figures."
     )
@@ -103,17 +109,17 @@ class Validate(Stage):
         """Measurements against the outputs that the source framework gave."""
         if not source.has(REFERENCE):
             raise UsageError(
-                f"{source.path} carries no {REFERENCE} to be held against",
+                f"the model carries no {REFERENCE}, the outputs of its original, to be held against",
                 hint="name the model to compare with: --against REF",
             )
         if self.samples is not None and self.data is None:
             raise UsageError("--samples needs --data or --against", hint="the original's inputs are used as they are")
-        bench = self._bench(source, scratch, self.batch)
+        bench = self._bench(source, scratch, _affordable(source.signature, self.batch))
         session = stack.enter_context(running(source.model, self.backend))
         measured = reference_differences(read(source.file(REFERENCE)), session, source.signature)
         task = self._task_alone(Side(session, source.signature), bench)
         measurements = {
-            **self._head(source, None, between(source.manifest.history, ())),
+            **self._head(source, None),
             "inputs": _inputs("the inputs of the reference", measured.rows, measured.digest, source, source),
             "failures": list(measured.failures),
             "outputs": _plain(measured.differences),
@@ -147,7 +153,7 @@ class Validate(Stage):
         after = Side(stack.enter_context(running(source.model, self.backend)), source.signature)
         # Samples are fitted to the model that takes more inputs, and batches to the one whose batch is fixed.
         fitted = source if len(source.signature.inputs) >= len(reference.signature.inputs) else reference
-        batch = BatchAxis.of(reference.signature).size or self.batch
+        batch = BatchAxis.of(reference.signature).size or _affordable(reference.signature, self.batch)
         bench = self._bench(fitted, scratch, batch)
         task = Task(self.metric)
         if bench.dataset is not None:
@@ -158,7 +164,7 @@ class Validate(Stage):
         found = compare_models(before, after, stream, task)
         inputs = _inputs(origin, found.rows, found.digest, source, reference)
         measurements = {
-            **self._head(source, reference, between(source.manifest.history, reference.manifest.history)),
+            **self._head(source, reference),
             "inputs": {**inputs, "real": real, "asked": self.samples if bench.has_data else None},
             "failures": found.failures,
             "outputs": _plain(found.differences),
@@ -186,7 +192,10 @@ class Validate(Stage):
         for number, feed in enumerate(corner_feeds(signature, self.seed, bounds)):
             yield Given(feed, axis.rows(feed), f"shape corner {number}", made_up=True, corner=True)
 
-    def _head(self, source: Artifact, reference: Artifact | None, told: TransitionName) -> dict[str, Any]:
+    def _head(self, source: Artifact, reference: Artifact | None) -> dict[str, Any]:
+        histories = (source.manifest.history, reference.manifest.history if reference else ())
+        told_by = "the histories" if any(histories) else "no history, so the strictest (choose with --transition)"
+        told: TransitionName = between(*histories)
         return {
             "schema": SCHEMA,
             "model": source.id,
@@ -194,7 +203,7 @@ class Validate(Stage):
             "backend": described(self.backend),
             "judged_by": {
                 "transition": told if self.transition == "auto" else self.transition,
-                "told_by": "the histories" if self.transition == "auto" else "--transition",
+                "told_by": told_by if self.transition == "auto" else "--transition",
                 "gates": list(self.gate),
                 "metric": self.metric,
                 "max_drop": self.max_drop,
@@ -218,11 +227,19 @@ class Validate(Stage):
         )
 
 
+def _affordable(signature: Signature, batch: int) -> int:
+    """That batch, or less where the outputs of one sample are so large that fewer of them fill the memory set aside."""
+    sample = sum(
+        4 * math.prod(dim if isinstance(dim, int) else _LONG for dim in spec.shape[1:]) for spec in signature.outputs
+    )
+    return max(1, min(batch, _OUTPUT_BYTES // max(1, sample)))
+
+
 def _notes(measurements: Mapping[str, Any]) -> list[str]:
     inputs, judged, task = measurements["inputs"], measurements["judged_by"], measurements["task"]
     notes = [
         f"compared on {inputs['origin']}: {inputs['rows']} rows",
-        f"judged as {judged['transition']}, told from {judged['told_by']}",
+        f"judged as {judged['transition']}, told by {judged['told_by']}",
     ]
     if task is None:
         notes.append("without labels this is agreement with the model before, not accuracy")
