@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import zlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from modelops.core.tensors import Signature, TensorSpec
+from modelops.errors import ResourceExhausted
 from modelops.graphs.arrays import numpy_dtype
 from modelops.graphs.batches import BatchAxis
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Sizes of dynamic dimensions, by a part of their name; 8 where nothing is known.
 _SIZES: Final = {"past": 4, "seq": 16, "len": 16, "tok": 16, "time": 16, "height": 32, "width": 32}
+#: Elements of one made-up array; more is a mistake, or malice.
+_LARGEST: Final = 1 << 28
 _OPERATORS: Final = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -49,6 +53,11 @@ def random_feed(
         shape = tuple(dim if isinstance(dim, int) else _evaluated(dim, known) for dim in spec.shape)
         if spec.name in axis.inputs and axis.symbol:
             shape = (rows, *shape[1:])
+        if math.prod(shape) > _LARGEST:
+            raise ResourceExhausted(
+                f"the input {spec.name!r} would take {math.prod(shape)} elements, shape {list(shape)}",
+                hint="give inputs with --data",
+            )
         random = np.random.default_rng((seed, zlib.crc32(spec.name.encode())))
         feed[spec.name] = _values(spec, shape, random, (bounds or {}).get(spec.name))
     return feed
@@ -159,6 +168,8 @@ def _evaluated(text: str, known: Mapping[str, int]) -> int:
 
     if text in known:
         return known[text]
+    if not _is_expression(text):
+        return _by_name(text, 8)
     try:
         return max(0, value(ast.parse(text, mode="eval").body))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):

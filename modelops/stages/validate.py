@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,8 +74,9 @@ class Validate(Stage):
     def limits(self, model_bytes: int) -> Limits:
         if self.data is not None and ".py:" in self.data.name:
             return _limits.trusted()
-        extra = 0.0 if self.data is None else 600.0
-        return _limits.default(model_bytes * (1 if self.against is None else 2), extra_seconds=extra)
+        data_mib = _size(self.data) / (1 << 20) if self.data is not None else 0.0
+        models = model_bytes + (_size(self.against) if self.against is not None else 0)
+        return _limits.default(models, extra_seconds=10.0 * data_mib)
 
     def run(self, source: Artifact, draft: Draft) -> Report:
         for text in self.gate:
@@ -225,6 +226,14 @@ class Validate(Stage):
             notes=(*_notes(saved), *bench.notes, *remarks),
             details={"measured": measured, "code_executed": bench.code_executed(), "inputs": saved["inputs"]},
         )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    with suppress(OSError):
+        files = path.rglob("*") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    return 0
 
 
 def _affordable(signature: Signature, batch: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelops.core.tensors import Signature, TensorSpec
+from modelops.errors import ResourceExhausted
 from modelops.graphs.batches import BatchAxis, collate, split
 from modelops.graphs.seeded import corner_feeds, index_bounds, random_feed, random_feeds
 
@@ -77,6 +78,14 @@ def test_dimensions_get_sizes_that_fit_their_names_and_each_other() -> None:
     assert shapes["mask"] == (3, shapes["cache"][2] + shapes["ids"][1])
     assert shapes["pixels"] == (3, 3, 32, 32)
     assert random_feed(signature, 3, sizes={"sequence": 5})["mask"].shape == (3, shapes["cache"][2] + 5)
+
+
+def test_inputs_beyond_all_measure_are_refused_before_they_are_made() -> None:
+    for shape in (("batch", 10**12), ("batch", "n*1000000000000"), ("batch", 2**62, 2**62)):
+        with pytest.raises(ResourceExhausted, match="elements"):
+            random_feed(one("float32", *shape), 2)
+    deep = "(" * 5000 + "n" + ")" * 5000 + "+1"
+    assert random_feed(one("float32", "batch", deep), 2)["x"].shape == (2, 8)
 
 
 def test_corners_are_one_sample_and_small_and_odd_sizes() -> None:

@@ -412,6 +412,16 @@ def test_report_says_by_what_it_judged(tmp_path: Path) -> None:
     assert "judged as export, told by the histories" in told
 
 
+def test_limits_grow_with_the_data_and_small_data_buys_no_time(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.npz", tmp_path / "large.npz"
+    small.write_bytes(b"x" * 1000)
+    with open(large, "wb") as file:
+        file.truncate(100 << 20)
+    seconds = [Validate.parse({"data": str(path)}).limits(1000).wall_seconds or 0 for path in (small, large)]
+    assert seconds[0] < 55
+    assert seconds[1] > 1000
+
+
 def test_large_outputs_are_compared_in_small_batches() -> None:
     small = Signature((), (TensorSpec("y", "float32", ("batch", 1000)),))
     large = Signature((), (TensorSpec("y", "float32", ("batch", "length", 50_257)),))
