@@ -75,6 +75,8 @@ class Backend(Component):
 
     opens: ClassVar[Literal["onnx", "module"]] = "onnx"
     """What ``open`` gets: the path of an ONNX file, or a Module that its caller opened."""
+    computes: ClassVar[bool] = True
+    """Whether outputs mean anything: False for a backend that only takes its time."""
     library: ClassVar[str] = ""
     """The package that does the work, by its import name; importing it is no part of loading a model."""
 

@@ -17,6 +17,8 @@ from modelops.errors import StageFailed
 class Null(Backend):
     """Zeros of the right shape after a known time: for tests of what measures."""
 
+    computes = False
+
     microseconds: float = option(100.0, help="Time that one inference takes, busily.", min=0)
     fails_at: int = option(0, help="The inference that fails, counted from 1; 0 is none.", min=0)
     nan_at: int = option(0, help="The inference from which on outputs are NaN; 0 is none.", min=0)

@@ -65,7 +65,7 @@ class Evidence:
         for record in self.records:
             if record["kind"] == "preflight":
                 found += _preflight.warnings(record)
-        if _speed.clock(self.records) == "cpu":
+        if self.against is not None and _speed.clock(self.records) == "cpu":
             found.append(
                 "the verdict goes by CPU time, since other work kept the CPUs busy and the models have one thread"
             )

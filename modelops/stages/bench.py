@@ -121,6 +121,7 @@ class Bench(Stage):
         elif self.against is not None:
             from modelops.graphs.wrap import open_model
 
+            _refuse_source(self.against)
             artifact = open_model(self.against, scratch)
             ids["against"] = artifact.id
             shown = self.against.stem if self.against.suffix == ".onnx" else self.against.name
@@ -143,6 +144,10 @@ class _Job:
     origin: str
     rows: int
     ids: Mapping[str, str]
+
+    def shapes(self) -> str:
+        """The feed's shapes for a person to read."""
+        return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in self.feed.items())
 
     def setup(self, contenders: list[Contender], seed: int) -> dict[str, Any]:
         """The measurement's circumstances as JSON types."""
@@ -170,6 +175,14 @@ def _looser(one: TransitionName, other: TransitionName) -> TransitionName:
     return max(one, other, key=get_args(TransitionName).index)
 
 
+def _refuse_source(path: Path) -> None:
+    """UsageError where the path names no ONNX model but a source, which only some backends run."""
+    from modelops.sources import REGISTRY as SOURCES
+
+    if path.suffix != ".onnx" and any(SOURCES.load(name).reads(str(path)) for name in SOURCES.names()):
+        raise UsageError(f"{path} is a source, not an ONNX model", hint="add --against-backend torch-cpu, or convert it")
+
+
 def _distinct(name: str, taken: str) -> str:
     """The name, told apart from the judged model's where both are called the same."""
     if name != taken:
@@ -193,13 +206,15 @@ def _checks(source: Artifact, job: _Job, scratch: Path) -> tuple[list[Check], li
 
     backend = job.judged.backend
     checks: list[Check] = []
-    notes: list[str] = []
+    notes = [f"timed on {job.origin}: {job.shapes()}"]
     with running(source.model, backend) as session:
-        if source.has(FILE_NAME):
+        if source.has(FILE_NAME) and backend.computes:
             measured = reference_differences(read(source.file(FILE_NAME)), session, source.signature)
             transition = _looser(between(source.manifest.history, ()), backend.loses())
             checks = [Check("runs", "fail", f"{item['inputs']}: {item['error']}") for item in measured.failures]
             checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
+        elif not backend.computes:
+            notes.append(f"{backend.name} computes nothing: its outputs are not checked")
         elif backend.name != "onnxruntime-cpu":
             comparison = Comparison(batched=has_batch(source.signature))
             with running(source.model) as trusted:
