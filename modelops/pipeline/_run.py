@@ -18,17 +18,8 @@ from modelops.core.artifact import Artifact
 from modelops.core.manifest import digest
 from modelops.core.worker import Limits
 from modelops.errors import InputRefused, ModelOpsError, UsageError, from_os_error
-from modelops.pipeline._stage import (
-    Outcome,
-    Surroundings,
-    Work,
-    bind,
-    difference,
-    execute,
-    input_digest,
-    kept,
-    resolved,
-)
+from modelops.pipeline._stage import Outcome, Surroundings, execute, kept, resolved
+from modelops.pipeline._work import Work, bind, difference, input_digest
 from modelops.recipe import Recipe, directory_name
 
 RUN_FILE = "run.json"
