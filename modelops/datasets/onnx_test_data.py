@@ -56,7 +56,7 @@ def _feed(folder: Path, names: list[str]) -> dict[str, Any]:
 
 def _tensor(file: Path) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         tensor = onnx.TensorProto.FromString(file.read_bytes())

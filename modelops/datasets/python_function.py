@@ -30,7 +30,7 @@ class PythonFunction(Dataset):
         """The file, and the modules beside it that it imports."""
         return tuple(_with_imports(_parsed(path)[0]))
 
-    def samples(self, path: Path, context: Context, limit: int | None = None) -> Iterator[Sample]:  # noqa: ARG002
+    def samples(self, path: Path, context: Context, limit: int | None = None) -> Iterator[Sample]:
         file, function = _parsed(path)
         if limit == 0:
             return
