@@ -5,26 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from modelops.core.component import Component
 from modelops.core.registry import Registry
+from modelops.core.worker import Limits
+from modelops.errors import InputRefused, missing_path
+
+Attention = Literal["auto", "eager", "sdpa"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of a source, beyond naming it."""
+
+    weights: Path | None = None
+    attention: Attention = "auto"
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model as a source gives it: a torch module with example inputs, or the path of an ONNX file.
 
-    ``dynamic`` maps an input's name to its dynamic axes and their names. Example inputs of dynamic dimensions are
-    never of size 1. ``files`` are carried into the artifact under their keys (tokenizer, preprocessor).
+    ``args`` and ``kwargs`` are what the module is called with; without any, the user's ``--input`` says what it takes.
+    ``dynamic`` maps an input's name to its dynamic axes and their names; None leaves that to the stage. ``ranges``
+    holds for integer inputs how many values they may take, ``bounds`` the sizes that a dynamic dimension may have.
+    ``files`` are carried into the artifact under their keys (tokenizer, preprocessor).
     """
 
     module: Any = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    input_names: tuple[str, ...] = ()
-    output_names: tuple[str, ...] = ()
-    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
+    ranges: Mapping[str, int] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     onnx: Path | None = None
     code_executed: tuple[Mapping[str, str], ...] = ()
@@ -33,6 +48,9 @@ class Loaded:
 
 class Source(Component):
     """One form of model."""
+
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """The options of ``convert`` that mean something for this form, by name."""
 
     @classmethod
     def reads(cls, spec: str) -> bool:
@@ -43,9 +61,29 @@ class Source(Component):
         """The files and folders that the model is made of, for the digest of the step."""
         raise TypeError(f"{type(self).__name__} does not define inputs")
 
-    def open(self, spec: str) -> Loaded:
+    def open(self, spec: str, request: Request) -> Loaded:
         """The model, in eval mode where it is a torch module."""
         raise TypeError(f"{type(self).__name__} does not define open")
 
+    def limits(self, model_bytes: int) -> Limits | None:
+        """What converting such a model may use, where that is not what every stage may."""
+        del model_bytes
+        return None
+
 
 REGISTRY: Registry[Source] = Registry("modelops.sources", lambda: Source)
+
+
+def detect(spec: str) -> Source:
+    """The source that reads this text; UsageError or InputRefused says why none does."""
+    for name in REGISTRY.names():
+        cls = REGISTRY.load(name)
+        if cls.reads(spec):
+            return cls()
+    path = Path(spec)
+    if not path.exists():
+        raise missing_path("source", path)
+    if (path / "manifest.json").is_file():
+        raise InputRefused(f"{spec} is an artifact: it is converted already", hint="give it to simplify or quantize")
+    forms = "a Hugging Face directory, file.py:function, package.module:function or a model.onnx"
+    raise InputRefused(f"{spec} is no form of model that can be read", hint=f"give {forms}")

@@ -1,0 +1,93 @@
+"""From an .onnx file: checked, written anew, upgraded where another opset is wanted, and run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.core.artifact import Draft
+from modelops.core.report import Check, Metric, Report
+from modelops.errors import StageFailed, tool
+from modelops.graphs import reference
+from modelops.graphs.batches import BatchAxis
+from modelops.graphs.describe import signature, summary
+from modelops.graphs.files import load_proto, rewrite
+from modelops.graphs.reference import ROWS, Case
+from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
+from modelops.sources import Loaded
+from modelops.stages._cases import trimmed
+from modelops.stages._compare import running
+from modelops.stages._trial import Layout, try_out
+
+if TYPE_CHECKING:
+    from modelops.stages.convert import Convert
+
+_CORNERS = ("one-row", "minimum", "odd")
+
+
+def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
+    """Write model.onnx and reference.npz into the draft; the reference is what the file gave as it was."""
+    assert loaded.onnx is not None
+    target = draft.file("model.onnx")
+    with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
+        original = Path(scratch) / "original.onnx"
+        notes = [*loaded.notes, *rewrite(loaded.onnx, original)]
+        before = summary(original)["opsets"].get("", 0)
+        cases, refused = _cases(original, rows=stage.rows, seed=stage.seed)
+        if cases and refused is None:
+            reference.write(draft.file(reference.FILE_NAME), cases)
+        if stage.opset is None or stage.opset == before:
+            rewrite(original, target)
+            checks = [_runs(cases, refused)]
+        else:
+            _upgrade(original, target, stage.opset, Path(scratch))
+            checks = try_out(target, cases, _layout(target)).checks() if refused is None else [_runs(cases, refused)]
+    obtained = summary(target)["opsets"].get("", 0)
+    shapes = [{"case": c.name, "inputs": {n: list(a.shape) for n, a in c.feed.items()}} for c in cases]
+    details: dict[str, Any] = {"opset": obtained, "opset_before": before, "shapes": shapes}
+    return Report((Metric("opset", obtained),), tuple(checks), tuple(notes), details)
+
+
+def _cases(model: Path, *, rows: int, seed: int) -> tuple[list[Case], str | None]:
+    """What the model makes of seeded rows and of the shape corners that it takes; or why it does not run."""
+    bounds, form = index_bounds(model), signature(model)
+    feeds = random_feeds(form, rows, seed, bounds)
+    names = [ROWS] if len(feeds) == 1 else [f"{ROWS}-{number:02}" for number in range(len(feeds))]
+    found = []
+    with running(model) as session:
+        try:
+            found += [Case(name, feed, session.run(feed)) for name, feed in zip(names, feeds, strict=True)]
+        except StageFailed as error:
+            return [], error.message
+        for name, feed in zip(_CORNERS, corner_feeds(form, seed, bounds), strict=False):
+            try:
+                found.append(Case(name, feed, session.run(feed)))
+            except StageFailed:
+                continue  # a corner that the model itself refuses says nothing about the copy
+    if any(array.dtype.kind in "OV" for case in found for array in (*case.feed.values(), *case.outputs.values())):
+        return [], "it has inputs or outputs that can't be stored as plain arrays"
+    return trimmed(found)[0], None
+
+
+def _runs(cases: list[Case], refused: str | None) -> Check:
+    if refused is not None:
+        return Check("runs", "inconclusive", f"the model could not be tried on made-up inputs: {refused}")
+    return Check("runs", "pass", f"onnxruntime runs the model at {len(cases)} shapes", n=len(cases))
+
+
+def _upgrade(source: Path, target: Path, opset: int, scratch: Path) -> None:
+    """Write the model with another opset; StageFailed where the converter can't, or does not get there."""
+    import onnx
+    from onnx import version_converter
+
+    hint = "leave out --opset, or export the model anew with the opset that you want"
+    with tool("the version converter of onnx", hint=hint):
+        converted = version_converter.convert_version(load_proto(source), opset)
+        onnx.save(converted, scratch / "converted.onnx")
+    rewrite(scratch / "converted.onnx", target)
+
+
+def _layout(model: Path) -> Layout:
+    form = signature(model)
+    return Layout(BatchAxis.of(form).symbol, {spec.name: spec.shape for spec in form.outputs})

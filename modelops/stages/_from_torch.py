@@ -1,0 +1,196 @@
+"""From a torch module to a validated ONNX model: run it, export it by the ladder, hold every shape against it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.core.artifact import Draft
+from modelops.core.progress import progress
+from modelops.core.report import Check, Metric, Report
+from modelops.errors import ModelOpsError, ResourceExhausted, StageFailed
+from modelops.graphs import reference
+from modelops.graphs.reference import Case
+from modelops.sources import Loaded
+from modelops.stages._cases import Cases, observe
+from modelops.stages._causes import Cause, classify
+from modelops.stages._exporters import Job, NothingSuggested, ladder
+from modelops.stages._prepare import Prepared, prepare
+from modelops.stages._trial import Trial, try_out
+
+if TYPE_CHECKING:
+    from modelops.stages.convert import Convert
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Work:
+    """What is found out on the way."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failed: list[tuple[str, Cause]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        progress(what)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] = round(self.seconds.get(what, 0.0) + time.monotonic() - started, 3)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What one rung made, and what came of trying it out."""
+
+    rung: str
+    opset: int
+    trial: Trial
+    checks: list[Check]
+
+    @property
+    def failed(self) -> Check | None:
+        return next((check for check in self.checks if check.verdict == "fail"), None)
+
+
+def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
+    """Write model.onnx and reference.npz into the draft, and report what was checked."""
+    work = _Work(notes=list(loaded.notes))
+    prepared = prepare(loaded, stage)
+    with work.timed("running the source"):
+        cases = observe(prepared, rows=stage.rows, seed=stage.seed)
+    work.notes += prepared.notes + cases.notes
+    if cases.problem is not None:
+        return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, prepared, cases, work))
+    made = _climb(prepared, cases, stage, draft.file("model.onnx"), work)
+    if made.failed is None:
+        with work.timed("float64"):
+            made = _with_float64(made, prepared)
+        if made.trial.cases[0].outputs64 is None:
+            work.notes.append("the source does not run in float64: its own error is not known")
+        reference.write(draft.file(reference.FILE_NAME), made.trial.cases)
+    work.notes += [f"{rung} failed: {cause.kind}: {cause.text}; {cause.hint}" for rung, cause in work.failed]
+    details = _details(loaded, prepared, cases, work) | {
+        "exporter": made.rung.partition("-")[0],
+        "rung": made.rung,
+        "opset": made.opset,
+        "shapes": _tried(made, cases),
+    }
+    return Report(_metrics(made), tuple(made.checks), tuple(work.notes), details)
+
+
+def _climb(prepared: Prepared, cases: Cases, stage: Convert, target: Path, work: _Work) -> _Made:
+    """The first rung whose result holds; else the first that gave any result; StageFailed when none did."""
+    fallback: _Made | None = None
+    with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
+        job = Job(
+            prepared.eager, prepared.eager.tensors, prepared.envelope, cases.layout.dims, stage.opset, Path(scratch)
+        )
+        for rung, export in ladder(stage.exporter):
+            try:
+                with work.timed("export"):
+                    opset = _written(export(job), target)
+                with work.timed("check"):
+                    trial = try_out(target, cases.cases, cases.layout)
+                    made = _Made(rung, opset, trial, trial.checks())
+            except NothingSuggested:
+                continue
+            except Exception as error:
+                log.debug("%s failed", rung, exc_info=True)
+                work.failed.append((rung, classify(error)))
+                gc.collect()
+                continue
+            if made.failed is None:
+                return made
+            kind = "graph that onnxruntime refuses" if made.failed.name == "runs" else "wrong numbers"
+            work.failed.append((rung, Cause(kind, made.failed.message)))
+            fallback = fallback or made
+    if fallback is not None:
+        return fallback
+    raise _no_rung(work.failed)
+
+
+def _written(model: Any, target: Path) -> int:
+    """Write the model; gives its opset."""
+    from modelops.graphs.files import save
+
+    save(model, target)
+    return int(model.opset_imports.get("", 0))
+
+
+def _no_rung(failed: Sequence[tuple[str, Cause]]) -> ModelOpsError:
+    said = "; ".join(f"{rung}: {cause.kind}: {cause.text}" for rung, cause in failed)
+    first = next((cause for _, cause in failed if cause.kind == "frozen dimension"), failed[0][1])
+    kind = ResourceExhausted if first.kind == "memory" else StageFailed
+    return kind(f"no exporter could convert the model: {said[:1200]}", hint=first.hint)
+
+
+def _with_float64(made: _Made, prepared: Prepared) -> _Made:
+    """The same, judged also against what the source gives in float64, where it runs in that."""
+    if not prepared.eager.to_double():
+        return made
+    cases: list[Case] = []
+    for case in made.trial.cases:
+        try:
+            outputs = prepared.eager.run(case.feed, double=True)
+        except Exception as error:
+            log.debug("no float64: %s", error)
+            return made
+        floats = {name: value for name, value in outputs.items() if case.outputs[name].dtype.kind == "f"}
+        if any(value.dtype.name != "float64" for value in floats.values()):
+            return made
+        cases.append(replace(case, outputs64=case.take(floats) or None))
+    trial = replace(made.trial, cases=cases)
+    return replace(made, trial=trial, checks=trial.checks())
+
+
+def _metrics(made: _Made) -> tuple[Metric, ...]:
+    differences = made.trial.differences().values() if not made.failed or made.failed.name != "runs" else ()
+    sqnr = [d.sqnr for d in differences if d.sqnr is not None]
+    scaled = [d.max_scaled for d in differences if d.max_scaled is not None and math.isfinite(d.max_scaled)]
+    rows = max((d.rows for d in differences), default=0)
+    found = [Metric("opset", made.opset)]
+    if sqnr:
+        least = min(sqnr)
+        found.append(Metric("sqnr", round(least, 2) if math.isfinite(least) else "identical", "dB", n=rows))
+    if scaled:
+        found.append(Metric("max_error_of_scale", max(scaled), n=rows))
+    return tuple(found)
+
+
+def _tried(made: _Made, cases: Cases) -> list[dict[str, Any]]:
+    """The table of the shapes tried: what each case fed, and what came of it."""
+    verdicts = {check.name.removeprefix("shapes."): check for check in made.checks if check.name.startswith("shapes.")}
+    table = []
+    for case in made.trial.cases:
+        check = verdicts.get(case.name)
+        verdict = check.verdict if check else Report(checks=tuple(made.checks)).verdict
+        shapes = {name: list(array.shape) for name, array in case.feed.items()}
+        table.append({"case": case.name, "inputs": shapes, "verdict": verdict})
+    return table + [
+        {"case": name, "sizes": sizes, "verdict": "refused", "why": why} for name, sizes, why in cases.refused
+    ]
+
+
+def _details(loaded: Loaded, prepared: Prepared, cases: Cases, work: _Work) -> dict[str, Any]:
+    envelope = prepared.envelope
+    bounds = {dim: [envelope.low(dim), envelope.high(dim)] for dim in envelope.dims}
+    return {
+        "dimensions": {dim: {"traced": envelope.traced[dim], "bounds": bounds[dim]} for dim in envelope.dims},
+        "static": not envelope.dims,
+        "failed_rungs": [{"rung": rung, **cause.to_dict()} for rung, cause in work.failed],
+        "outputs": {name: list(dims) for name, dims in cases.layout.dims.items()},
+        "seconds": work.seconds,
+        "code_executed": [dict(entry) for entry in loaded.code_executed],
+    }

@@ -1,0 +1,200 @@
+"""What a source gave, made ready to be run and exported: example inputs, names, and dimensions that may vary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelops.core.tensors import Signature, TensorSpec
+from modelops.errors import StageFailed, UsageError, unknown_name
+from modelops.graphs.seeded import random_feed
+from modelops.sources import Loaded
+from modelops.sources._user_code import summary, told
+from modelops.stages._eager import Eager
+from modelops.stages._shapes import Envelope, by_batch, declared, from_specs, parse_bounds, parse_input
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from modelops.stages.convert import Convert
+
+Bounds = Mapping[str, tuple[int, int | None]]
+_STATIC_SIZES = {"batch": 1, "sequence": 128}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A module that has run on its example inputs, and the shapes that its conversion must take.
+
+    ``examples`` are the inputs that the user gave, to draw others like them; empty where they were made up.
+    """
+
+    eager: Eager
+    envelope: Envelope
+    examples: Mapping[str, NDArray[Any]]
+    ranges: Mapping[str, int]
+    outputs: Mapping[str, NDArray[Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(loaded: Loaded, stage: Convert) -> Prepared:
+    """Run the module on its example inputs, with a batch of two or more; the errors name what to change."""
+    asked = tuple(parse_input(text) for text in stage.input)
+    bounds = {**loaded.bounds, **parse_bounds(stage.dim)}
+    if stage.static and (stage.dim or any(spec.dynamic for spec in asked)):
+        raise UsageError("--static leaves no dimension to vary", hint="leave out --static, or give sizes in --input")
+    if loaded.args or loaded.kwargs:
+        eager = Eager(loaded.module, loaded.args, loaded.kwargs)
+        if not eager.input_names:
+            raise StageFailed("there is no tensor among the example inputs", hint="give the module's inputs as tensors")
+    else:
+        eager = _from_description(loaded, asked, bounds)
+    made_up = loaded.dynamic is not None or not (loaded.args or loaded.kwargs)
+    specs = _named(eager, loaded, asked, bounds, static=stage.static)
+    _refuse_unknown(stage, specs)
+    examples = {} if made_up else eager.feed()
+    with told(None, "running the module on its example inputs"):
+        outputs = eager.probe(eager.feed())
+    envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.dynamic is not None and bool(asked or stage.static))
+    _refuse_random(eager)
+    return Prepared(eager, envelope, examples, loaded.ranges, outputs)
+
+
+def _from_description(loaded: Loaded, asked: Sequence[TensorSpec], bounds: Bounds) -> Eager:
+    """The module with inputs made up from what --input says, by name where forward has these names."""
+    import torch
+
+    if not asked:
+        raise UsageError(
+            "the source gives no example inputs", hint='say what the module takes: --input "x:float32[batch,3,224,224]"'
+        )
+    envelope = from_specs(asked, bounds)
+    feed = random_feed(envelope.signature, 2, 0, envelope.traced, loaded.ranges)
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    parameters = inspect.signature(loaded.module.forward).parameters
+    if set(tensors) <= set(parameters):
+        return Eager(loaded.module, (), tensors)
+    eager = Eager(loaded.module, tuple(tensors.values()), {})
+    eager.input_names = list(tensors)
+    return eager
+
+
+def _named(
+    eager: Eager, loaded: Loaded, asked: Sequence[TensorSpec], bounds: Bounds, *, static: bool
+) -> tuple[TensorSpec, ...]:
+    """The inputs with their dynamic dimensions by name."""
+    fixed = eager.specs()
+    if loaded.dynamic is not None:
+        dynamic = loaded.dynamic
+        specs = tuple(
+            TensorSpec(s.name, s.dtype, tuple(dynamic.get(s.name, {}).get(axis, n) for axis, n in enumerate(s.shape)))
+            for s in fixed
+        )
+        if static:
+            specs = tuple(TensorSpec(s.name, s.dtype, tuple(_static(dim, bounds) for dim in s.shape)) for s in specs)
+        return _overridden(specs, asked)
+    if not (loaded.args or loaded.kwargs):
+        by_name = {spec.name: spec for spec in asked}
+        return tuple(by_name[spec.name] for spec in fixed)
+    chosen = {spec.name: spec for spec in (fixed if static else by_batch(fixed))}
+    agreed = {spec.name: spec for spec in declared(fixed, asked)}
+    return tuple(agreed[s.name] if s.name in {a.name for a in asked} else chosen[s.name] for s in fixed)
+
+
+def _static(dim: int | str, bounds: Bounds) -> int:
+    if isinstance(dim, int):
+        return dim
+    size = _STATIC_SIZES.get(dim, 128)
+    high = bounds.get(dim, (1, None))[1]
+    return min(size, high) if high else size
+
+
+def _overridden(specs: Sequence[TensorSpec], asked: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Inputs whose shapes the source made up, with those that the user wants."""
+    known = {spec.name: spec for spec in specs}
+    for wanted in asked:
+        if wanted.name not in known:
+            raise unknown_name("input in --input", wanted.name, known)
+        given = known[wanted.name]
+        if (wanted.dtype, len(wanted.shape)) != (given.dtype, len(given.shape)):
+            raise UsageError(f"--input says {wanted}, the model takes {given}", hint="make the two agree")
+        known[wanted.name] = wanted
+    return tuple(known.values())
+
+
+def _refuse_unknown(stage: Convert, specs: Sequence[TensorSpec]) -> None:
+    dims = Signature(tuple(specs), ()).dynamic
+    for dim in parse_bounds(stage.dim):
+        if dim not in dims:
+            raise unknown_name("dimension in --dim", dim, dims)
+
+
+def _settled(eager: Eager, specs: Sequence[TensorSpec], bounds: Bounds, loaded: Loaded, *, redraw: bool) -> Envelope:
+    """The envelope, and the module's example inputs brought to sizes that can be traced with: none of them 1."""
+    specs = tuple(
+        TensorSpec(s.name, s.dtype, tuple(1 if bounds.get(str(dim), (1, None))[1] == 1 else dim for dim in s.shape))
+        for s in specs
+    )
+    if redraw:
+        import torch
+
+        envelope = from_specs(specs, bounds)
+        feed = random_feed(envelope.signature, 2, 0, envelope.traced, loaded.ranges)
+        eager.tensors = [torch.from_numpy(feed[name]) for name in eager.input_names]
+        with told(None, "running the module on inputs of these shapes"):
+            eager.run(eager.feed())
+        return envelope
+    traced: dict[str, int] = {}
+    for spec, tensor in zip(specs, eager.tensors, strict=True):
+        for dim, size in zip(spec.shape, tensor.shape, strict=True):
+            if isinstance(dim, str) and traced.setdefault(dim, int(size)) != size:
+                raise UsageError(
+                    f"the example inputs have sizes {traced[dim]} and {size} for the dimension {dim!r}",
+                    hint="name the dimensions with --input, or give examples that agree",
+                )
+    envelope = Envelope(
+        tuple(specs), {dim: max(2, size, bounds.get(dim, (1,))[0]) for dim, size in traced.items()}, bounds
+    )
+    grown = {dim: size for dim, size in envelope.traced.items() if size != traced[dim]}
+    if grown:
+        eager.tensors = [_grown(tensor, spec, grown) for spec, tensor in zip(specs, eager.tensors, strict=True)]
+        _refuse_fixed(eager, grown)
+    return envelope
+
+
+def _grown(tensor: torch.Tensor, spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
+    """The example repeated along dimensions that must be larger."""
+    import torch
+
+    for axis, dim in enumerate(spec.shape):
+        if dim in sizes:
+            tensor = tensor.index_select(axis, torch.arange(sizes[str(dim)]) % tensor.shape[axis])
+    return tensor
+
+
+def _refuse_fixed(eager: Eager, grown: Mapping[str, int]) -> None:
+    try:
+        eager.run(eager.feed())
+    except Exception as error:
+        what = ", ".join(f"{dim!r} (of size {size})" for dim, size in grown.items())
+        raise StageFailed(
+            f"dimension {what} can't be dynamic, the module itself refuses it: {summary(error)}",
+            hint="make forward take any size there, or convert with --static",
+        ) from error
+
+
+def _refuse_random(eager: Eager) -> None:
+    """StageFailed where two runs on one input differ: there is then nothing to hold a conversion against."""
+    import numpy as np
+
+    feed = eager.feed()
+    first, second = eager.run(feed), eager.run(feed)
+    for name, value in first.items():
+        if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
+            raise StageFailed(
+                f"output {name!r} differs between two runs on the same input",
+                hint="is there dropout without training=self.training, or other randomness in forward?",
+            )

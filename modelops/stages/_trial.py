@@ -1,0 +1,138 @@
+"""An exported model held against the eager outputs, at every shape that was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.core.progress import progress
+from modelops.core.report import Check
+from modelops.errors import StageFailed
+from modelops.graphs.reference import Case
+from modelops.measures.comparison import Comparison
+from modelops.measures.differences import Difference
+from modelops.measures.judging import Float64Errors, judge
+from modelops.stages._compare import running
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Outputs = dict[str, "NDArray[Any]"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which axis of each output counts samples: ``batch`` names that dimension, ``dims`` are the outputs'."""
+
+    batch: str | None
+    dims: Mapping[str, Sequence[int | str | None]]
+
+    @property
+    def unbatched(self) -> list[str]:
+        """The outputs that give one value for a whole batch."""
+        return [name for name, dims in self.dims.items() if self.batch is not None and self.batch not in dims]
+
+    def rows_first(self, outputs: Mapping[str, NDArray[Any]]) -> Outputs:
+        """The outputs with their samples along the first axis; what has no samples becomes one row."""
+        import numpy as np
+
+        moved = {}
+        for name, array in outputs.items():
+            dims = list(self.dims.get(name, ()))
+            if self.batch is None or len(dims) != array.ndim:
+                moved[name] = array
+            elif self.batch in dims:
+                moved[name] = np.moveaxis(array, dims.index(self.batch), 0)
+            else:
+                moved[name] = array[None]
+        return moved
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What onnxruntime made of each case: its outputs as far as the reference keeps them, or why it failed."""
+
+    cases: Sequence[Case]
+    results: Sequence[Outputs | str]
+    layout: Layout
+
+    def differences(self) -> dict[str, Difference]:
+        """How far the sample rows differ, by output."""
+        return self._differences(self._rows())
+
+    def checks(self) -> list[Check]:
+        """The export gates on the sample rows, and one check for every other shape."""
+        for case, result in zip(self.cases, self.results, strict=True):
+            if case.is_rows and isinstance(result, str):
+                return [Check("runs", "fail", f"onnxruntime can't run the exported model: {result}")]
+        checks = judge(self.differences(), "export", agreement_evaluated=False, float64=self._float64(self._rows()))
+        checks = [_unspoiled(check, checks, self.differences()) for check in checks]
+        return checks + [self._corner(*pair) for pair in self._others()]
+
+    def _rows(self) -> list[tuple[Case, Outputs]]:
+        pairs = zip(self.cases, self.results, strict=True)
+        return [(case, result) for case, result in pairs if case.is_rows and not isinstance(result, str)]
+
+    def _others(self) -> list[tuple[Case, Outputs | str]]:
+        pairs = zip(self.cases, self.results, strict=True)
+        return [(case, result) for case, result in pairs if not case.is_rows]
+
+    def _float64(self, pairs: Sequence[tuple[Case, Outputs]]) -> Float64Errors | None:
+        """The errors of both sides against float64, where the source ran in it for all of these cases."""
+        if not pairs or any(case.outputs64 is None for case, _ in pairs):
+            return None
+        source, actual = Comparison(), Comparison()
+        for case, result in pairs:
+            exact = case.outputs64 or {}
+            wanted = self.layout.rows_first(exact)
+            source.add(wanted, self.layout.rows_first({n: case.outputs[n].astype("float64") for n in exact}))
+            actual.add(wanted, self.layout.rows_first({n: result[n].astype("float64") for n in exact}))
+        return Float64Errors(source.differences(), actual.differences())
+
+    def _corner(self, case: Case, result: Outputs | str) -> Check:
+        name = f"shapes.{case.name}"
+        if isinstance(result, str):
+            return Check(name, "fail", f"{shape_text(case)}: onnxruntime fails: {result}")
+        pairs = [(case, result)]
+        differences, float64 = self._differences(pairs), self._float64(pairs)
+        judged = judge(differences, "export", agreement_evaluated=False, rows_min=1, float64=float64)
+        wrong = next((check for check in judged if check.verdict == "fail"), None)
+        if wrong is not None:
+            return Check(name, "fail", f"{shape_text(case)}: {wrong.message}", wrong.value, wrong.threshold, wrong.n)
+        return Check(name, "pass", f"{shape_text(case)}: as the source")
+
+    def _differences(self, pairs: Sequence[tuple[Case, Outputs]]) -> dict[str, Difference]:
+        comparison = Comparison()
+        for case, result in pairs:
+            comparison.add(self.layout.rows_first(case.outputs), self.layout.rows_first(result))
+        return comparison.differences()
+
+
+def try_out(model: Path, cases: Sequence[Case], layout: Layout) -> Trial:
+    """Run the model on every case."""
+    results: list[Outputs | str] = []
+    with running(model) as session:
+        for number, case in enumerate(cases):
+            progress("checking", number, len(cases))
+            try:
+                results.append(case.take(session.run(case.feed)))
+            except StageFailed as error:
+                results.append(error.message)
+    return Trial(cases, results, layout)
+
+
+def _unspoiled(check: Check, checks: Sequence[Check], differences: Mapping[str, Difference]) -> Check:
+    """An output that the source itself never changes proves nothing, and spoils nothing where others do vary."""
+    constant = {name for name, d in differences.items() if d.variation == 0.0}
+    lively = any(d.varies for d in differences.values())
+    name = check.name.rpartition(".")[0]
+    if check.verdict == "inconclusive" and name in constant and lively and len(checks) > 1:
+        return replace(check, verdict="not-evaluated", message=f"{name} is the same for every input of the source")
+    return check
+
+
+def shape_text(case: Case) -> str:
+    """The shapes of a case's inputs."""
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in case.feed.items())

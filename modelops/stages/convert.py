@@ -1,0 +1,80 @@
+"""convert: a model from its own framework becomes an ONNX model that was held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from modelops.core.artifact import Draft
+from modelops.core.component import choice, option, options_of
+from modelops.core.registry import require
+from modelops.core.report import Report
+from modelops.core.worker import Limits
+from modelops.errors import UsageError
+from modelops.sources import REGISTRY, Request, Source, detect
+from modelops.stages import Stage
+from modelops.stages import _limits as limits_table
+
+# Options that mean something for every form of source, and for every form that is a torch module.
+_ALWAYS = frozenset({"source", "opset", "rows", "seed"})
+_OF_MODULES = frozenset({"exporter", "static", "input", "dim"})
+
+
+class Convert(Stage):
+    """Turn a model into ONNX, and check it against the original.
+
+    SOURCE is a Hugging Face directory, file.py:function or package.module:function (which returns a torch module, and
+    example inputs with it), or an .onnx file. The batch is dynamic unless you say --static, and so is the sequence of
+    text. What comes out is run in onnxruntime against the original on seeded inputs and at several shapes, and is kept
+    only when it agrees; those inputs and outputs stay with it as reference.npz.
+    """
+
+    reads = "source"
+    tools: ClassVar[tuple[str, ...]] = (
+        "torch", "transformers", "safetensors", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
+    )  # fmt: skip
+
+    source: Source | None = choice(REGISTRY, help="The form of the source; told from SOURCE when left out.")
+    weights: Path | None = option(None, help="Weights for the module: .safetensors, or a state dict in .pt or .pth.")
+    input: tuple[str, ...] = option((), help='An input with its dynamic dimensions by name, as "x:float32[batch,3,8]".')
+    dim: tuple[str, ...] = option((), help='The sizes that a dynamic dimension may have, as "sequence=1..512".')
+    static: bool = option(False, help="Fix every dimension at the size of the example inputs.")
+    exporter: Literal["auto", "dynamo", "torchscript"] = option("auto", help="The exporter; auto tries one by one.")
+    opset: int | None = option(
+        None, help="The ONNX opset to write; when left out 20, or for an .onnx file what it has.", min=7, max=25
+    )
+    attention: Literal["auto", "eager", "sdpa"] = option("auto", help="How transformers models compute attention.")
+    rows: int = option(32, help="Seeded rows of sample inputs to check with.", min=1, max=4096)
+    seed: int = option(0, help="Seed for sample inputs, and for weights that the source makes at random.", min=0)
+
+    def run(self, source: str, draft: Draft) -> Report:
+        form = self.source or detect(source)
+        require(type(form))
+        self._refuse_unfit(form)
+        request = Request(weights=self.weights, attention=self.attention)
+        if "torch" not in form.requires:
+            from modelops.stages._from_onnx import convert as from_onnx
+
+            return from_onnx(form.open(source, request), self, draft)
+        from modelops.stages._eager import deterministic
+        from modelops.stages._from_torch import convert as from_torch
+
+        with deterministic(self.seed):
+            return from_torch(form.open(source, request), self, draft)
+
+    def inputs(self, source: str) -> Mapping[str, Path]:
+        form = self.source or detect(source)
+        return {**super().inputs(source), **form.inputs(source)}
+
+    def limits(self, model_bytes: int, source: str = "") -> Limits:
+        form = self.source or (detect(source) if source else None)
+        found = form.limits(model_bytes) if form is not None else None
+        return found or limits_table.default(model_bytes)
+
+    def _refuse_unfit(self, form: Source) -> None:
+        """UsageError for an option that means nothing for this form of source."""
+        takes = _ALWAYS | form.takes | (_OF_MODULES if "torch" in form.requires else frozenset())
+        for item in options_of(type(self)):
+            if item.name not in takes and getattr(self, item.name) != item.default:
+                raise UsageError(f"{item.flag} means nothing for a source of the form {form.name}", hint="leave it out")
