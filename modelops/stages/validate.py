@@ -215,6 +215,7 @@ class Validate(Stage):
         text = json.dumps(measurements, indent=1, sort_keys=True, allow_nan=False) + "\n"
         draft.file(MEASUREMENTS).write_text(text, encoding="utf-8")
         saved = json.loads(text)  # judged as it will be read
+        dataset = described(bench.dataset) if bench.dataset is not None else None
         measured = {"model": source.id}
         if self.against is not None:
             measured["against"] = saved["reference"]
@@ -224,7 +225,12 @@ class Validate(Stage):
             metrics=tuple(metrics_of(saved)),
             checks=tuple(checks),
             notes=(*_notes(saved), *bench.notes, *remarks),
-            details={"measured": measured, "code_executed": bench.code_executed(), "inputs": saved["inputs"]},
+            details={
+                "measured": measured,
+                "code_executed": bench.code_executed(),
+                "inputs": saved["inputs"],
+                "dataset": dataset,
+            },
         )
 
 

@@ -443,6 +443,11 @@ def test_report_names_the_models_it_measured(tmp_path: Path) -> None:
     assert report.details["measured"] == {"model": source.id, "against": other.id}
 
 
+def test_dataset_that_was_told_from_the_path_is_recorded(tmp_path: Path) -> None:
+    report = validate(bare(tmp_path), against=bare(tmp_path), data="random:40")
+    assert report.details["dataset"] == {"name": "random", "seed": 0}
+
+
 def test_gate_of_the_user_replaces_that_of_the_table(tmp_path: Path) -> None:
     options = {"against": bare(tmp_path), "gate": ["y.sqnr>=30", "max_scaled<=0.1"]}
     report = validate(bare(tmp_path, "scale"), **options)
