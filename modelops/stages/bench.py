@@ -12,6 +12,7 @@ from modelops.backends import REGISTRY as BACKENDS
 from modelops.backends import Backend, require_usable
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, described, option
+from modelops.core.manifest import FILE_NAME
 from modelops.core.report import Check, Report
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
@@ -179,8 +180,11 @@ def _refuse_source(path: Path) -> None:
     """UsageError where the path names no ONNX model but a source, which only some backends run."""
     from modelops.sources import REGISTRY as SOURCES
 
-    if path.suffix != ".onnx" and any(SOURCES.load(name).reads(str(path)) for name in SOURCES.names()):
-        raise UsageError(f"{path} is a source, not an ONNX model", hint="add --against-backend torch-cpu, or convert it")
+    named = ":" in path.name or (path.exists() and path.suffix != ".onnx" and not (path / FILE_NAME).is_file())
+    if named and any(SOURCES.load(name).reads(str(path)) for name in SOURCES.names()):
+        raise UsageError(
+            f"{path} is a source, not an ONNX model", hint="add --against-backend torch-cpu, or convert it"
+        )
 
 
 def _distinct(name: str, taken: str) -> str:
@@ -198,7 +202,8 @@ def _checks(source: Artifact, job: _Job, scratch: Path) -> tuple[list[Check], li
     """
     import numpy as np
 
-    from modelops.graphs.reference import FILE_NAME, read
+    from modelops.graphs.reference import FILE_NAME as REFERENCE
+    from modelops.graphs.reference import read
     from modelops.measures.comparison import Comparison
     from modelops.measures.judging import judge
     from modelops.stages._compare import feeds, has_batch, reference_differences, running
@@ -208,8 +213,8 @@ def _checks(source: Artifact, job: _Job, scratch: Path) -> tuple[list[Check], li
     checks: list[Check] = []
     notes = [f"timed on {job.origin}: {job.shapes()}"]
     with running(source.model, backend) as session:
-        if source.has(FILE_NAME) and backend.computes:
-            measured = reference_differences(read(source.file(FILE_NAME)), session, source.signature)
+        if source.has(REFERENCE) and backend.computes:
+            measured = reference_differences(read(source.file(REFERENCE)), session, source.signature)
             transition = _looser(between(source.manifest.history, ()), backend.loses())
             checks = [Check("runs", "fail", f"{item['inputs']}: {item['error']}") for item in measured.failures]
             checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)

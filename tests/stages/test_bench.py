@@ -1,0 +1,196 @@
+"""The bench stage: figures, verdicts, evidence, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modelops.core.artifact import Artifact, drafting
+from modelops.core.report import Report
+from modelops.core.tensors import Signature, TensorSpec
+from modelops.errors import InputRefused, StageFailed, UsageError
+from modelops.graphs import reference
+from modelops.graphs.wrap import wrap
+from modelops.stages import REGISTRY, _launches, _preflight
+from modelops.stages._evidence import BLOCKS, MEASUREMENTS, Evidence
+from modelops.stages._feed import sizes_of, timing_feed
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short blocks and no waiting for steady times: what is tested here is not the timing."""
+    plan = _launches.Plan(rounds=6, most_rounds=6, block_seconds=0.002, warm_seconds=0.01, warm_most_seconds=0.0)
+    monkeypatch.setattr(_launches, "Plan", lambda: plan)
+
+
+@pytest.fixture
+def artifact(perceptron: Path, tmp_path: Path) -> Artifact:
+    return wrap(perceptron, tmp_path / "wrapped")
+
+
+def referenced(perceptron: Path, place: Path, *, shift: float = 0.0) -> Artifact:
+    """The perceptron with a reference whose outputs are off by ``shift``."""
+    import onnxruntime as ort
+
+    x = np.random.default_rng(1).standard_normal((32, 8)).astype(np.float32)
+    y = ort.InferenceSession(str(perceptron)).run(None, {"x": x})[0] + np.float32(shift)
+    plain = wrap(perceptron, place / "plain")
+    with drafting(place / "referenced") as publication:
+        publication.draft.copy(plain.model, "model.onnx")
+        reference.write(publication.draft.file("reference.npz"), [reference.Case("rows", {"x": x}, {"y": y})])
+        return publication.publish(dataclasses.replace(plain.manifest, files=publication.files()))
+
+
+def bench(source: Artifact, out: Path, **options: Any) -> tuple[Report, Path]:
+    with drafting(out) as publication:
+        report = REGISTRY.load("bench").parse({"budget": 20, "launches": 1, **options}).run(source, publication.draft)
+        return report, Path(shutil.copytree(publication.draft.path, out.with_suffix(".kept")))
+
+
+def test_alone_a_model_gets_figures_and_no_verdict(artifact: Artifact, tmp_path: Path, quick: None) -> None:
+    report, _ = bench(artifact, tmp_path / "out", batch=4)
+
+    assert (report.verdict, report.exit_code) == ("not-evaluated", 0)
+    names = {metric.name for metric in report.metrics}
+    assert {"latency_mean", "latency_p50", "throughput", "load", "first_inference", "peak_memory"} <= names
+    assert report.details["setup"]["feed"] == {"x": {"dtype": "float32", "shape": [4, 8]}}
+    assert report.details["measured"] == {"model": artifact.id}
+    memory, latency = report.metric("peak_memory"), report.metric("latency_mean")
+    assert memory is not None and 20e6 < float(memory.value or 0) < 1e9
+    assert latency is not None and report.metric("throughput").value == pytest.approx(4000 / float(latency.value or 0))
+
+
+def test_the_report_follows_from_the_evidence_alone(artifact: Artifact, tmp_path: Path, quick: None) -> None:
+    options = {"backend": {"name": "null", "microseconds": 2000}, "against_backend": {"name": "null"}}
+
+    report, kept = bench(artifact, tmp_path / "out", **options)
+
+    assert [(check.name, check.verdict) for check in report.checks] == [("speed", "fail")]
+    assert "surely more than 2 % slower" in report.checks[0].message
+    again = Evidence.read(kept).report()
+    assert (again.checks, again.metrics, again.notes) == (report.checks, report.metrics, report.notes)
+    sides = {json.loads(line).get("side") for line in (kept / BLOCKS).read_text().splitlines()}
+    assert sides == {None, "wrapped", "wrapped on null"}
+
+
+def test_altered_evidence_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MEASUREMENTS).write_text('{"schema": "modelops.measurements/1"}')
+    (tmp_path / BLOCKS).write_text("")
+    with pytest.raises(InputRefused):
+        Evidence.read(tmp_path)
+
+
+def test_a_fast_wrong_model_fails(perceptron: Path, tmp_path: Path, quick: None) -> None:
+    right, _ = bench(referenced(perceptron, tmp_path), tmp_path / "a")
+    wrong, _ = bench(referenced(perceptron, tmp_path / "wrong", shift=0.01), tmp_path / "b")
+
+    assert right.verdict == "pass" and right.exit_code == 0
+    assert wrong.verdict == "fail" and wrong.exit_code == 1
+
+
+def test_another_model_needs_the_same_inputs(
+    artifact: Artifact, tmp_path: Path, quick: None, write_perceptron: Callable[..., Path]
+) -> None:
+    import onnx
+
+    other = write_perceptron(tmp_path / "other.onnx")
+    model = onnx.load(other)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "z"
+    onnx.save(model, other)
+
+    with pytest.raises(UsageError, match="takes z; it was given x"):
+        bench(artifact, tmp_path / "out", against=str(other))
+
+
+def test_a_model_that_crashes_while_it_is_timed_fails_the_stage(
+    artifact: Artifact, tmp_path: Path, quick: None
+) -> None:
+    with pytest.raises(StageFailed, match="inference 30 failed"):
+        bench(artifact, tmp_path / "out", backend={"name": "null", "fails_at": 30})
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"at_least": 1.5}, "nothing to compare with"),
+    ({"backend": "torch-cpu"}, "runs source models"),
+    ({"against_backend": "torch-cpu"}, "runs source models"),
+    ({"against": "net.py:build"}, "is a source"),
+    ({"against": "nowhere"}, "no such artifact"),
+    ({"dim": ["sequence"]}, "can't be 'sequence'"),
+    ({"dim": ["sequence=128"]}, "unknown dynamic dimension"),
+    ({"dim": ["batch=4"]}, "counts the samples"),
+    ({"ignore": 0.1}, "must lie below"),
+])  # fmt: skip
+def test_what_can_not_be_done_is_refused(
+    artifact: Artifact, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench(artifact, tmp_path / "out", **options)
+
+
+def test_the_budget_counts_beside_the_limits() -> None:
+    short, long = (REGISTRY.load("bench").parse({"budget": seconds}).limits(0).wall_seconds for seconds in (60, 600))
+    assert short is not None and long is not None and long >= short + 540 and short >= 60
+
+
+def test_sizes_of_dynamic_dimensions_are_those_asked_for() -> None:
+    signature = Signature((TensorSpec("ids", "int64", ("batch", "sequence")),), ())
+    assert sizes_of(["sequence=128"], signature) == {"sequence": 128}
+
+
+def test_the_rows_of_the_reference_are_timed_on_and_repeated(perceptron: Path, tmp_path: Path) -> None:
+    source = referenced(perceptron, tmp_path)
+
+    feed, origin = timing_feed(source, batch=40, sizes={})
+
+    [case] = reference.read(source.file("reference.npz"))
+    np.testing.assert_array_equal(feed["x"][:32], case.feed["x"])
+    np.testing.assert_array_equal(feed["x"][32:], case.feed["x"][:8])
+    assert "reference" in origin
+
+
+def test_the_users_samples_are_timed_on(artifact: Artifact, tmp_path: Path) -> None:
+    x = np.random.default_rng(2).standard_normal((5, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+
+    feed, _ = timing_feed(artifact, batch=3, sizes={}, data=tmp_path / "data.npz")
+
+    np.testing.assert_array_equal(feed["x"], x[:3])
+
+
+def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "fixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 2])],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "fixed.onnx")
+    source = wrap(tmp_path / "fixed.onnx", tmp_path / "fixed")
+
+    assert timing_feed(source, batch=1, sizes={})[0]["x"].shape == (8, 2)
+    with pytest.raises(UsageError, match="fixed at 8"):
+        timing_feed(source, batch=4, sizes={})
+
+
+def test_the_preflight_says_who_else_uses_the_machine() -> None:
+    record = _preflight.look()
+
+    assert record["usable_cpus"] >= 1 and len(record["load"]) == 3
+    assert record["busy"] is None or 0 <= record["busy"] <= 1
+    warned = _preflight.warnings({**record, "busy": 0.9, "steal": 0.2, "governor": ["powersave"]})
+    assert any("90%" in text for text in warned) and any("20%" in text for text in warned)
+    assert any("powersave" in text for text in warned)
+    assert (
+        _preflight.warnings({**record, "busy": 0.0, "steal": 0.0, "governor": [], "usable_cpus": 2, "host_cpus": 2})
+        == []
+    )
