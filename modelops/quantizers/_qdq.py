@@ -81,7 +81,7 @@ def drop_idle_pairs(model: ir.Model, quantized: Sequence[str]) -> int:
         result = readers[0].outputs[0]
         if any(node.name in planned for node in result.consumers()):
             continue
-        name = result.name
+        name, raw.type, raw.shape = result.name, result.type, result.shape
         ir.convenience.replace_all_uses_with(result, raw, replace_graph_outputs=True)
         graph.remove([quantize, readers[0]], safe=True)
         raw.name = name
@@ -125,6 +125,8 @@ def read(model: onnx.ModelProto) -> ir.Model:
     import onnx_ir as ir
 
     try:
-        return ir.from_proto(model)
+        graph = ir.from_proto(model)
+        graph.graph.sort()
+        return graph
     except Exception as error:
         raise StageFailed(f"the quantizer wrote a graph that can't be read: {error}") from error

@@ -42,7 +42,7 @@ class Dynamic(Quantizer):
     tools = ("onnx", "onnx-ir")
 
     per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
-    op_types: tuple[str, ...] = option((), help="Operators to quantize: Gather, Gemm, MatMul (default: all of them).")
+    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
     reduce_range: ReducedRange = option(
         "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."

@@ -32,7 +32,7 @@ class Static(Quantizer):
     tools = ("onnx", "onnx-ir", "onnxruntime")
 
     per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
-    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: those that pay in this graph).")
+    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
     reduce_range: ReducedRange = option(
         "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."

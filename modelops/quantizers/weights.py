@@ -41,7 +41,7 @@ class Weights(Quantizer):
 
     bits: int = option(8, help="Bits of a weight: 8 or 4.", min=4, max=8)
     block_size: int = option(32, help="Weights that share a scale: 16, 32, 64, 128 or 256.", min=16, max=256)
-    op_types: tuple[str, ...] = option((), help="Operators to quantize: Gather, Gemm, MatMul (default: all of them).")
+    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
 
     def __post_init__(self) -> None:

@@ -1,0 +1,199 @@
+"""What a smaller model loses against its source: task metric where there are labels, agreement where there are none.
+
+Rows that can't be had are not pretended to be there: calibration samples are held apart from those that judge, as far
+as there are enough of them, and a report says which rows it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelops.core.artifact import Artifact
+from modelops.core.report import Check, Metric
+from modelops.graphs.batches import BatchAxis
+from modelops.measures.differences import Difference
+from modelops.measures.distributions import proportion_bounds
+from modelops.measures.drops import CONFIDENCE, Drop, judge_drop
+from modelops.measures.gates import TransitionName
+from modelops.measures.judging import ROWS_MIN, judge, warnings
+from modelops.stages._measuring import Given, Side, Task, compare_models, from_data
+from modelops.stages._workbench import SampleBench
+
+HELD_OUT_MOST = 2048
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Checks, figures and remarks on what was lost; ``rows`` judged, from ``origin``."""
+
+    checks: tuple[Check, ...]
+    metrics: tuple[Metric, ...]
+    notes: tuple[str, ...]
+    rows: int
+    origin: str
+
+    @property
+    def failed(self) -> bool:
+        return any(check.verdict == "fail" for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The inputs that judge a model: where they are from, whether they are real data, and how to read them anew."""
+
+    origin: str
+    real: bool
+    bench: SampleBench | None = None
+    skip: int = 0
+    most: int | None = None
+
+    def stream(self, source: Artifact) -> Iterator[Given]:
+        if self.bench is None:
+            yield from _made_up(source)
+            return
+        seen = kept = 0
+        for given in from_data(self.bench):
+            seen += given.rows
+            if seen - given.rows < self.skip:
+                continue
+            if self.most is not None and kept >= self.most:
+                return
+            kept += given.rows
+            yield given
+
+
+def split(bench: SampleBench, wanted: int) -> tuple[int, Rows]:
+    """(samples to calibrate with, rows to judge by) of data that serves for both.
+
+    What is left after the samples that were asked for judges; with too few, a quarter of all does; and with fewer than
+    enough in that quarter, all samples serve twice.
+    """
+    assert bench.dataset is not None
+    count = sum(1 for _ in _counted(bench, wanted + HELD_OUT_MOST))
+    real = not bench.dataset.made_up
+    if count - wanted >= ROWS_MIN:
+        return wanted, Rows("samples of --data held out from calibration", real, bench, wanted, HELD_OUT_MOST)
+    kept = min(wanted, count - count // 4)
+    if count - kept >= ROWS_MIN:
+        return kept, Rows("a quarter of --data, held out from calibration", real, bench, kept)
+    few = "the samples of --data, too few to hold any out from calibration"
+    return min(wanted, count), Rows(few, real, bench)
+
+
+def _counted(bench: SampleBench, most: int) -> Iterator[None]:
+    for number, _ in enumerate(bench.samples()):
+        if number >= most:
+            return
+        yield None
+
+
+def _made_up(source: Artifact) -> Iterator[Given]:
+    from modelops.stages._compare import feeds
+
+    axis = BatchAxis.of(source.signature)
+    for number, feed in enumerate(feeds(source)):
+        yield Given(feed, axis.rows(feed), f"input {number} of the model's own", made_up=True)
+
+
+def losses(
+    source: Artifact,
+    candidate: Path,
+    rows: Rows,
+    transition: TransitionName,
+    *,
+    metric: str | None,
+    max_drop: float,
+    more: Rows | None = None,
+    seed: int = 0,
+) -> Losses:
+    """What the candidate loses on these rows.
+
+    ``more`` are further rows that may have no labels: where labelled ones are too few to prove a small drop, decisions
+    that do not change on any of them can.
+    """
+    task = Task(metric)
+    found = _compared(source, candidate, rows, task)
+    result = task.results(seed)
+    checks: list[Check] = [
+        Check(f"runs.{failure['inputs']}", "fail", f"the model does not run on {failure['inputs']}: {failure['error']}")
+        for failure in found.failures
+    ]
+    checks += judge(
+        found.differences, transition, agreement_evaluated=rows.real, task_metric=bool(result and result["drop"])
+    )
+    notes = [f"judged on {rows.origin}: {found.rows} rows"]
+    metrics = list(_figures(found.differences))
+    if result and result["drop"]:
+        drop = Drop.parse(result["drop"])
+        check = judge_drop(drop, max_drop)
+        if check.verdict == "inconclusive" and more is not None and drop.metric == "top1":
+            check = _by_agreement(
+                check, _compared(source, candidate, more, None).differences, result["output"], max_drop
+            )
+        checks.append(check)
+        metrics += [
+            replace(Metric.parse(result["reference"]), name=f"{drop.metric}_before"),
+            Metric.parse(result["value"]),
+            Metric(f"{drop.metric}_drop", drop.drop, "", (drop.lower, drop.bound), 2 * CONFIDENCE - 1, drop.n),
+        ]
+    else:
+        notes.append("without labels this is agreement with the float model, not accuracy")
+        if metric is not None:
+            text = f"{metric} needs labels, and these rows have none"
+            checks.append(Check(f"{metric}.drop", "inconclusive", text, None, f"<= {max_drop:g}", found.rows))
+    return Losses(
+        tuple(checks),
+        tuple(metrics),
+        (*notes, *warnings(found.differences, transition)),
+        found.rows,
+        rows.origin,
+    )
+
+
+def _compared(source: Artifact, candidate: Path, rows: Rows, task: Task | None) -> Any:
+    from modelops.backends import REGISTRY
+    from modelops.graphs.describe import signature
+    from modelops.stages._compare import running
+
+    backend = REGISTRY.load("onnxruntime-cpu").parse({})
+    with running(source.model, backend) as before, running(candidate, backend) as after:
+        sides = Side(before, source.signature), Side(after, signature(candidate))
+        return compare_models(*sides, rows.stream(source), task)
+
+
+def _by_agreement(check: Check, found: dict[str, Difference], output: str, max_drop: float) -> Check:
+    """A pass where further rows prove that decisions seldom change: accuracy can drop by no more than that."""
+    difference = found.get(output)
+    if difference is None or difference.top1 is None or not difference.decisions:
+        return check
+    changed = round((1 - difference.top1) * difference.decisions)
+    bound = proportion_bounds(changed, difference.decisions, CONFIDENCE)[1]
+    if bound > max_drop:
+        return check
+    text = (
+        f"{check.message}; settled without labels: {changed} of {difference.decisions} decisions on --data changed, "
+        f"surely at most {100 * bound:.2f} %, and accuracy can't drop by more"
+    )
+    return replace(check, verdict="pass", message=text)
+
+
+def _figures(differences: dict[str, Difference]) -> Iterator[Metric]:
+    """The figures of the first output that people ask for, without its name; the checks hold the rest."""
+    from modelops.measures.distributions import wilson
+
+    first = next(iter(differences.values()), None)
+    if first is None:
+        return
+    sqnr = first.sqnr
+    if sqnr is not None:
+        finite = sqnr != float("inf")
+        yield Metric("sqnr", sqnr if finite else "identical", "dB" if finite else "", n=first.rows)
+    for name, value in (("cosine_mean", first.cosine_mean), ("cosine_min", first.cosine_min)):
+        if value is not None:
+            yield Metric(name, value, n=first.rows)
+    for name, value, n in (("agreement", first.top1, first.decisions), ("nearest", first.nearest, first.nearest_rows)):
+        if value is not None and n:
+            yield Metric(name, value, "", wilson(round(value * n), n), 0.95, n)

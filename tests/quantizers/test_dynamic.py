@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from quantizer_models import Bench, arrays, constant_graph, model_of, operators, outputs, sqnr, weights
+
+from modelops.errors import GateFailed, InputRefused, UsageError
+from modelops.quantizers import _qdq
+from modelops.quantizers.dynamic import Dynamic
+
+
+def quantized(source: Path, target: Path, **options: Any) -> tuple[Path, Any]:
+    return target, Dynamic(**options).quantize(source, target, Bench(target.parent))
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Path:
+    """Products in all forms: MatMul, Gemm with a transposed weight and a bias, one weight used twice, and a Conv."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 2, 32] x) => (float[n, 2, 24] y, float[k, 24] z) {
+        c = Conv <kernel_shape = [1]> (x, wc)
+        a = MatMul (c, wa)
+        b = MatMul (a, wb)
+        y = MatMul (b, wy)
+        rows = Reshape (a, flat)
+        g = Gemm <transB = 1> (rows, wb, bias)
+        z = MatMul (g, wy)
+    }"""
+    constants = {
+        "wc": weights(2, 2, 1),
+        "wa": weights(32, 16, seed=1),
+        "wb": weights(16, 16, seed=2),
+        "wy": weights(16, 24, seed=3),
+        "bias": weights(16, seed=4),
+        "flat": np.array([-1, 16], dtype=np.int64),
+    }
+    return model_of(text, constants, tmp_path / "layers.onnx")
+
+
+def test_products_become_integer_and_stay_close(layers: Path, tmp_path: Path) -> None:
+    target, done = quantized(layers, tmp_path / "out.onnx")
+    feed = {"x": np.random.default_rng(3).normal(size=(9, 2, 32)).astype(np.float32)}
+    assert operators(target)["MatMulInteger"] == 5
+    assert done.details["quantized"] == {"products": 5, "tables": 0}
+    assert sqnr(outputs(layers, feed), outputs(target, feed)) > 28
+
+
+def test_convolutions_stay_float(layers: Path, tmp_path: Path) -> None:
+    target, done = quantized(layers, tmp_path / "out.onnx")
+    assert operators(target)["Conv"] == 1 and "ConvInteger" not in operators(target)
+    assert done.details["left_float"] == {"Conv": 1}
+
+
+def test_what_is_shared_is_quantized_once(layers: Path, attention: Path, tmp_path: Path) -> None:
+    target, _ = quantized(layers, tmp_path / "out.onnx")
+    stored = [array for array in arrays(target).values() if array.dtype == np.int8 and array.ndim == 2]
+    assert len(stored) == 4  # wa, wb, wb transposed for the Gemm, wy
+    target, _ = quantized(attention, tmp_path / "attention.onnx.new")
+    assert operators(target)["DynamicQuantizeLinear"] == 2  # one for query, key and value, one for what they give
+
+
+def test_each_output_channel_has_its_scale(tmp_path: Path) -> None:
+    uneven = weights(32, 8) * np.logspace(-3, 0, 8, dtype=np.float32)
+    source = model_of(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 32] x) => (float[n, 8] y) { y = MatMul (x, w) }""",
+        {"w": uneven},
+        tmp_path / "uneven.onnx",
+    )
+    feed = {"x": np.random.default_rng(3).normal(size=(64, 32)).astype(np.float32)}
+    wanted = outputs(source, feed)[:, 0]
+    fine, _ = quantized(source, tmp_path / "channel.onnx")
+    coarse, _ = quantized(source, tmp_path / "tensor.onnx", per_channel=False)
+    assert sqnr(wanted, outputs(fine, feed)[:, 0]) > 30 > 10 > sqnr(wanted, outputs(coarse, feed)[:, 0])
+
+
+def test_the_runtime_fuses_the_pattern(attention: Path, tmp_path: Path) -> None:
+    target, _ = quantized(attention, tmp_path / "out.onnx")
+    fused = _qdq.kernels(target)["fused"]
+    assert sum(fused.get(name, 0) for name in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")) == 4
+    assert "MatMulInteger" not in fused
+
+
+def test_embedding_rows_are_gathered_as_integers_each_with_its_scale(
+    attention: Path, tokens: Any, tmp_path: Path
+) -> None:
+    target, done = quantized(attention, tmp_path / "out.onnx", op_types=("Gather",))
+    assert done.details["quantized"] == {"products": 0, "tables": 1}
+    table, stored = arrays(attention)["table"], arrays(target)
+    assert "table" not in stored and stored["table_rows_int8"].dtype == np.int8
+    error = np.abs(stored["table_rows_int8"] * stored["table_row_scales"] - table)
+    assert (error <= np.abs(table).max(axis=1, keepdims=True) / 254 + 1e-7).all()
+    assert sqnr(outputs(attention, tokens), outputs(target, tokens)) > 35
+
+
+def test_the_same_source_gives_the_same_bytes(layers: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    one, _ = quantized(layers, tmp_path / "one.onnx")
+    two, _ = quantized(layers, tmp_path / "deep" / "two.onnx")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_inputs_and_outputs_keep_names_types_and_shapes(layers: Path, tmp_path: Path) -> None:
+    from modelops.graphs.describe import signature
+
+    target, _ = quantized(layers, tmp_path / "out.onnx")
+    assert signature(target) == signature(layers)
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+def test_weights_listed_as_inputs_are_weights_all_the_same(tmp_path: Path) -> None:
+    source = model_of(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 32] x, float[32, 8] w) => (float[n, 8] y) { y = MatMul (x, w) }""",
+        {"w": weights(32, 8)},
+        tmp_path / "listed.onnx",
+    )
+    target, _ = quantized(source, tmp_path / "out.onnx")
+    assert [value.name for value in onnx.load(target).graph.input] == ["x"]
+
+
+def test_an_unknown_operator_is_refused_with_the_nearest(layers: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refusal:
+        quantized(layers, tmp_path / "out.onnx", op_types=("Matmul",))
+    assert refusal.value.hint == "did you mean MatMul?"
+
+
+def test_a_quantized_model_is_refused(layers: Path, tmp_path: Path) -> None:
+    target, _ = quantized(layers, tmp_path / "out.onnx")
+    with pytest.raises(InputRefused, match="quantized already"):
+        quantized(target, tmp_path / "again.onnx")
+
+
+def test_a_graph_without_weights_has_nothing_to_quantize(tmp_path: Path) -> None:
+    source = constant_graph(tmp_path / "sum.onnx")
+    with pytest.raises(GateFailed, match="nothing to quantize"):
+        quantized(source, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
