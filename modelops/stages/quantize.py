@@ -11,7 +11,7 @@ from modelops.backends import REGISTRY as BACKENDS
 from modelops.backends import Backend, require_usable
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, option
-from modelops.core.report import Check, Metric, Report
+from modelops.core.report import Check, Metric, Report, Verdict
 from modelops.core.workbench import Done
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
@@ -183,35 +183,18 @@ class _Job:
 
     def race(self) -> None:
         """Time both models by turns, unless accuracy has decided already, and do what --if-slower asks."""
-        from modelops.stages import _speed
-        from modelops.stages._feed import timing_feed
-        from modelops.stages._race import Contender, race
-
         if self.failed:
             self.notes.append("speed was not measured: the model is not accurate enough")
             return
-        stage = self.stage
-        data = stage.data or stage.eval
-        feed, _ = timing_feed(self.source, batch=1, sizes={}, data=data, dataset=stage.dataset, seed=stage.seed)
-        sides = tuple(
-            Contender(name, stage.backend, model)
-            for name, model in (("quantized", self.target), ("float", self.source.model))
-        )
         try:
-            result = race(sides[0], sides[1], feed, budget_seconds=stage.speed_budget, seed=stage.seed)
+            found = timed(self.stage, self.source, self.target)
         except Inconclusive as error:
             self.notes.append(f"warning: speed could not be judged: {error.message}")
             return
-        speedup, interval = _speed.speedup(result.records, "float", "quantized")
-        self.metrics.append(Metric("speedup", speedup, "x", interval, 0.95 if interval else None))
-        self.metrics += [
-            Metric(f"latency_{side.name}", _speed.block_ms(result.records, side.name), "ms") for side in sides
-        ]
-        text = f"runs at {speedup:.2f}x the speed of float"
-        text += f" ({interval[0]:.2f}…{interval[1]:.2f})" if interval else ""
-        self._decide(result.verdict.verdict, text)
+        self.metrics += found.metrics
+        self._decide(found.verdict, found.text)
 
-    def _decide(self, verdict: str, text: str) -> None:
+    def _decide(self, verdict: Verdict, text: str) -> None:
         stage, name = self.stage, self.method.name
         demand = "not slower than float"
         if name in _SIZE_ONLY:
@@ -264,6 +247,40 @@ class _Job:
                 "code_executed": codes,
             },
         )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the quantized model is beside the float one, and whether it is surely not slower."""
+
+    verdict: Verdict
+    text: str
+    metrics: tuple[Metric, ...]
+
+
+def timed(stage: Quantize, source: Artifact, target: Path) -> Pace:
+    """The two models timed by turns, on one sample of the data."""
+    from modelops.stages import _speed
+    from modelops.stages._feed import timing_feed
+    from modelops.stages._race import Contender, race
+
+    data = stage.data or stage.eval
+    feed, _ = timing_feed(source, batch=1, sizes={}, data=data, dataset=stage.dataset, seed=stage.seed)
+    quantized, original = (
+        Contender(name, stage.backend, model) for name, model in (("quantized", target), ("float", source.model))
+    )
+    result = race(quantized, original, feed, budget_seconds=stage.speed_budget, seed=stage.seed)
+    speedup, interval = _speed.speedup(result.records, "float", "quantized")
+    text = f"runs at {speedup:.2f}x the speed of float"
+    text += f" ({interval[0]:.2f}…{interval[1]:.2f})" if interval else ""
+    latencies = (
+        Metric(f"latency_{one.name}", _speed.block_ms(result.records, one.name), "ms") for one in (quantized, original)
+    )
+    return Pace(
+        result.verdict.verdict,
+        text,
+        (Metric("speedup", speedup, "x", interval, 0.95 if interval else None), *latencies),
+    )
 
 
 def _impossible(method: Quantizer, error: GateFailed) -> Report:

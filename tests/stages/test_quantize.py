@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from modelops.core.artifact import Artifact, Draft
+from modelops.core.report import Metric, Report
+from modelops.errors import Inconclusive, UsageError
+from modelops.graphs.wrap import wrap
+from modelops.quantizers.dynamic import Dynamic
+from modelops.quantizers.static import Static
+from modelops.quantizers.weights import Weights
+from modelops.stages import quantize
+from modelops.stages.quantize import Pace, Quantize
+
+CENTRES = np.random.default_rng(11).normal(size=(4, 8)).astype(np.float32)
+
+
+def labelled(path: Path, rows: int, *, seed: int = 0, labels: bool = True) -> Path:
+    """Points around four centres, far enough from each other that a float model never errs."""
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 4, size=rows)
+    x = (CENTRES[classes] + 0.05 * rng.normal(size=(rows, 8))).astype(np.float32)
+    np.savez(path, x=x, **({"labels": classes} if labels else {}))
+    return path
+
+
+@pytest.fixture
+def classifier(tmp_path: Path, write_perceptron: Callable[..., Path]) -> Artifact:
+    """A perceptron whose last layer was fitted, so that its classes are those of the data."""
+    file = write_perceptron(tmp_path / "model.onnx")
+    model = onnx.load(file)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    hidden = np.maximum(CENTRES @ stored["w1"] + stored["b1"], 0)
+    solved = np.linalg.lstsq(hidden, 10 * np.eye(4), rcond=None)[0].astype(np.float32)
+    for tensor in model.graph.initializer:
+        if tensor.name == "w2":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(solved, "w2"))
+    onnx.save(model, file)
+    return wrap(file, tmp_path / "artifact")
+
+
+@pytest.fixture
+def run(classifier: Artifact, tmp_path: Path) -> Callable[..., tuple[Report, Path]]:
+    """Runs the stage into a draft; gives the report and where the model is, or would be."""
+
+    def call(stage: Quantize) -> tuple[Report, Path]:
+        folder = tmp_path / f"draft-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        return stage.run(classifier, Draft(folder)), folder / "model.onnx"
+
+    return call
+
+
+def pace(verdict: Any, speedup: float) -> Callable[..., Pace]:
+    return lambda *_: Pace(verdict, f"runs at {speedup}x the speed of float", (Metric("speedup", speedup, "x"),))
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "timed", pace("pass", 2.0))
+
+
+@pytest.fixture
+def slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "timed", pace("fail", 0.7))
+
+
+def check(report: Report, name: str) -> Any:
+    return next(check for check in report.checks if check.name == name)
+
+
+def test_a_model_that_loses_nothing_passes_with_its_bound(run: Any, tmp_path: Path, faster: None) -> None:
+    data, held_out = labelled(tmp_path / "data.npz", 64), labelled(tmp_path / "eval.npz", 540, seed=1)
+    report, model = run(Quantize(method=Static(), data=data, eval=held_out))
+    assert report.verdict == "pass" and report.details["decision"] == "published"
+    drop = report.metric("top1_drop")
+    assert drop is not None and drop.value == 0 and drop.interval is not None and drop.interval[1] < 0.01
+    assert report.metric("top1").value == report.metric("top1_before").value == 1
+    assert check(report, "speed").verdict == "pass"
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(model).graph.node)
+
+
+def test_few_labelled_rows_prove_nothing_and_say_how_many_would(run: Any, tmp_path: Path, faster: None) -> None:
+    held_out = labelled(tmp_path / "eval.npz", 100, seed=1)
+    report, _ = run(Quantize(method=Dynamic(), eval=held_out))
+    assert report.exit_code == 3
+    assert "about 299 rows like these would settle it" in check(report, "top1.drop").message
+
+
+def test_decisions_that_never_change_prove_what_few_labels_can_not(run: Any, tmp_path: Path, faster: None) -> None:
+    data = labelled(tmp_path / "data.npz", 500, labels=False)
+    held_out = labelled(tmp_path / "eval.npz", 100, seed=1)
+    report, _ = run(Quantize(method=Static(), data=data, eval=held_out))
+    assert report.exit_code == 0
+    assert "accuracy can't drop by more" in check(report, "top1.drop").message
+
+
+def test_a_model_that_loses_too_much_is_not_timed_and_not_published(
+    run: Any, classifier: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any, source: Path, target: Path, workbench: Any) -> Any:
+        model = onnx.load(source)
+        for tensor in model.graph.initializer:
+            if tensor.name == "w2":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), "w2"))
+        onnx.save(model, target)
+        return quantize.Done()
+
+    monkeypatch.setattr(Dynamic, "quantize", broken)
+    monkeypatch.setattr(quantize, "timed", lambda *_: pytest.fail("it was timed"))
+    report, _ = run(Quantize(method=Dynamic(), eval=labelled(tmp_path / "eval.npz", 540)))
+    assert report.exit_code == 1 and report.details["decision"] == "refused"
+    assert check(report, "top1.drop").verdict == "fail"
+
+
+def test_without_labels_agreement_judges_and_says_so(run: Any, tmp_path: Path, faster: None) -> None:
+    held_out = labelled(tmp_path / "eval.npz", 300, labels=False)
+    report, _ = run(Quantize(method=Dynamic(), eval=held_out))
+    assert report.exit_code == 0
+    assert check(report, "y.top1").verdict == "pass"
+    assert any("not accuracy" in note for note in report.notes)
+
+
+def test_calibration_samples_do_not_judge(run: Any, tmp_path: Path, faster: None) -> None:
+    data = labelled(tmp_path / "data.npz", 500)
+    report, _ = run(Quantize(method=Static(), data=data, samples=100))
+    assert "judged on samples of --data held out from calibration: 396 rows" in report.notes
+    report, _ = run(Quantize(method=Static(), data=data, samples=5000))
+    assert any("a quarter of --data" in note for note in report.notes)
+    few = labelled(tmp_path / "few.npz", 40)
+    report, _ = run(Quantize(method=Static(), data=few))
+    assert any("too few to hold any out" in note for note in report.notes)
+
+
+def test_dynamic_works_without_any_data(run: Any, faster: None) -> None:
+    report, model = run(Quantize())
+    assert report.exit_code == 0 and model.is_file()
+    assert report.details["method"] == "dynamic"
+    assert any("was chosen" in note for note in report.notes)
+
+
+def test_a_slower_model_fails_by_default(run: Any, slower: None) -> None:
+    report, _ = run(Quantize(method=Dynamic()))
+    assert report.exit_code == 1
+    assert "does not pay here" in check(report, "speed").message
+
+
+def test_a_slower_model_is_published_when_asked_with_a_warning(run: Any, slower: None) -> None:
+    report, model = run(Quantize(method=Dynamic(), if_slower="publish"))
+    assert report.exit_code == 0
+    assert any(note.startswith("warning") and "0.7x" in note for note in report.notes)
+    assert any(node.op_type == "MatMulInteger" for node in onnx.load(model).graph.node)
+
+
+def test_a_slower_model_gives_way_to_the_float_one_when_asked(run: Any, classifier: Artifact, slower: None) -> None:
+    report, model = run(Quantize(method=Dynamic(), if_slower="keep-source"))
+    assert report.exit_code == 0 and report.details["decision"] == "kept-source"
+    assert model.read_bytes() == classifier.model.read_bytes()
+    assert any("kept unchanged" in note for note in report.notes)
+    assert report.metric("model_bytes").value == classifier.size != report.metric("quantized_bytes").value
+
+
+def test_noise_is_a_warning_and_no_failure(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "timed", pace("inconclusive", 0.9))
+    report, _ = run(Quantize(method=Dynamic()))
+    assert report.exit_code == 0 and check(report, "speed").verdict == "not-evaluated"
+    assert any("too noisy to tell" in note for note in report.notes)
+
+    def no_cpus(*_: Any) -> Pace:
+        raise Inconclusive("CPUs went away")
+
+    monkeypatch.setattr(quantize, "timed", no_cpus)
+    report, _ = run(Quantize(method=Dynamic()))
+    assert report.exit_code == 0 and any("CPUs went away" in note for note in report.notes)
+
+
+def test_weights_in_blocks_only_report_their_speed(run: Any, slower: None) -> None:
+    report, _ = run(Quantize(method=Weights(block_size=16)))
+    assert report.exit_code == 0 and all(check.name != "speed" for check in report.checks)
+    assert report.metric("speedup").value == 0.7
+
+
+def test_nothing_to_quantize_is_one_failed_check(run: Any, faster: None) -> None:
+    report, model = run(Quantize(method=Dynamic(exclude=("*",))))
+    assert report.exit_code == 1 and not model.exists()
+    assert len(report.checks) == 1 and report.checks[0].message.startswith("nothing to quantize")
+
+
+def test_convolutions_without_data_need_a_choice(tmp_path: Path) -> None:
+    graph = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 1, 4, 4] x) => (float[n, 1, 2, 2] y)
+        <float[1, 1, 3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}> { y = Conv (x, w) }"""
+    )
+    onnx.save(graph, tmp_path / "conv.onnx")
+    source = wrap(tmp_path / "conv.onnx", tmp_path / "artifact")
+    (tmp_path / "draft").mkdir()
+    with pytest.raises(UsageError, match="needs --data"):
+        Quantize().run(source, Draft(tmp_path / "draft"))
+
+
+def test_an_unknown_metric_is_refused_before_any_work(run: Any) -> None:
+    with pytest.raises(UsageError, match="metric"):
+        run(Quantize(method=Dynamic(), metric="top2"))
+
+
+def test_a_real_race_reports_a_ratio(run: Any) -> None:
+    report, _ = run(Quantize(method=Dynamic(), if_slower="publish", speed_budget=1.0))
+    speedup = report.metric("speedup")
+    assert speedup is not None and 0.01 < speedup.value < 100
+    assert report.metric("latency_float").value > 0
