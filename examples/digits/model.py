@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
+DATA = Path(__file__).with_name("data")
 
 
 class Block(nn.Module):
@@ -43,11 +44,13 @@ class DigitsNet(nn.Module):
 
 
 def build() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The trained network, and an example of its input."""
+    """The trained network, and real images as the example of its input: what is made up later is made like them."""
+    import numpy as np
     from safetensors.torch import load_file
 
     if not WEIGHTS.is_file():
         raise FileNotFoundError(f"{WEIGHTS} is not there yet: run train.py first")
     network = DigitsNet()
     network.load_state_dict(load_file(WEIGHTS), strict=True)
-    return network.eval(), (torch.zeros(2, 1, 8, 8),)
+    images = np.load(DATA / "calibration.npz")["image"][:32]
+    return network.eval(), (torch.from_numpy(images),)

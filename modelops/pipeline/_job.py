@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,15 @@ def run(stage: str, options: Mapping[str, Any], source: str, draft: str) -> dict
 
     component = REGISTRY.load(stage).parse(options)
     place = Draft(Path(draft))
-    reads = _Reads(excluded=(Path(draft), cache.root()))
-    if component.reads == "source":
-        reads.start()
-        report = component.run(source, place)
-    else:
-        artifact = Artifact.open(Path(source))
-        report = component.run(artifact, place)
-    result: dict[str, Any] = {"report": report.to_dict(), "graphs": {}, "model": {}, "files_read": reads.stop()}
+    reads = _Reads(excluded=(Path(draft), cache.root(), Path(source)))
+    reads.start()
+    artifact = Artifact.open(Path(source)) if component.reads == "model" else None
+    report = component.run(source if artifact is None else artifact, place)
+    # Without code of the user's, every file that was read is named by an option, and digested with the key.
+    files_read = reads.stop() if report.details.get("code_executed") else {}
+    result: dict[str, Any] = {"report": report.to_dict(), "graphs": {}, "model": {}, "files_read": files_read}
     if component.writes == "model" and report.exit_code == 0:
-        if component.reads == "model":
+        if artifact is not None:
             place.carry(artifact)
         if not (place.path / "model.onnx").is_file():
             raise StageFailed(f"{stage} passed but wrote no model.onnx", hint="report this with the command you ran")
@@ -49,10 +49,10 @@ def wrap(path: str, target: str) -> str:
 
 
 class _Reads:
-    """Which files the user's own code opens, through Python's audit events.
+    """Which files the user's own code opens: by Python's audit events, and by safetensors, which opens on its own.
 
-    Files that belong to Python, to installed packages or to the system are passed over. What compiled code opens on
-    its own (safetensors does) is not seen: sources and options name such files.
+    Files that belong to Python, to installed packages or to the system are passed over. What other compiled code opens
+    (HDF5, Arrow, OpenCV) is not seen.
     """
 
     def __init__(self, excluded: tuple[Path, ...]) -> None:
@@ -65,6 +65,18 @@ class _Reads:
     def start(self) -> None:
         self._active = True
         sys.addaudithook(self._hook)
+        if find_spec("safetensors") is None:
+            return
+        import safetensors
+
+        original = safetensors.safe_open
+
+        def recorded(filename: Any, *args: Any, **kwargs: Any) -> Any:
+            self._found.add(os.path.abspath(os.fsdecode(filename)))
+            return original(filename, *args, **kwargs)
+
+        # safetensors.torch takes the name from here when user code imports it, which it has not done yet.
+        vars(safetensors)["safe_open"] = recorded
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if self._active and event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
