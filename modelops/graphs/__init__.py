@@ -1,1 +1,1 @@
-"""ONNX files: what may be let in, how models are read and written, what they say of themselves, and how they are run."""
+"""ONNX files: which may get in, how they are read and written, what they say of themselves, how they are run."""

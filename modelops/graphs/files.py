@@ -38,8 +38,7 @@ def rewrite(source: Path, target: Path, *, external_above: int = EXTERNAL_ABOVE)
     written is what was checked. Raises InputRefused for a file that may not get in.
     """
     with lean_files.opened(source) as lean:
-        check_parsed(lean)
-        notes = normalise.normalise(lean)
+        notes = normalise.normalise(lean, check_parsed(lean))
         write(lean, target, external_above=external_above)
     return notes
 
@@ -53,7 +52,7 @@ def load(path: Path) -> onnx_ir.Model:
     import onnx_ir
 
     with lean_files.opened(path) as lean:
-        check_parsed(lean)
+        normalise.rank_outputs(lean.proto, check_parsed(lean))
         normalise.dense(lean)
         for place in tensors.tensors(lean.proto):
             span = lean.span(place.tensor)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from modelops.graphs import tensors
 from modelops.graphs.lean import Lean, Refusal
+from modelops.graphs.values import Value
 
 if TYPE_CHECKING:
     import onnx
@@ -32,8 +33,10 @@ _PRIVATE: Final = re.compile(
 _TRACE_KEY: Final = re.compile(r"stack_?trace|traceback|source_?(?:file|path)|file_?name", re.IGNORECASE)
 
 
-def normalise(lean: Lean) -> list[str]:
+def normalise(lean: Lean, outputs: Sequence[Value] = ()) -> list[str]:
     """Bring a model that passed the check into that form; what was changed, in words.
+
+    ``outputs`` is what the check found out about them: tools insist on a rank, which exporters may leave out.
 
     Raises Refusal for sparse weights whose indices lie outside their shape.
     """
@@ -49,6 +52,7 @@ def normalise(lean: Lean) -> list[str]:
         notes.append(f"{count:,} stack traces and paths removed")
     if count := name_nodes(model):
         notes.append(f"{count:,} nodes given a name of their own")
+    rank_outputs(model, outputs)
     name_dims(model)
     for place in tensors.tensors(model):
         if place.tensor.data_location != tensors.EXTERNAL:
@@ -140,6 +144,15 @@ def dim_names(graph: onnx.GraphProto) -> set[str]:
     """The names that the inputs and outputs give to dimensions."""
     values = [*graph.input, *graph.output]
     return {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim} - {""}
+
+
+def rank_outputs(model: onnx.ModelProto, known: Sequence[Value]) -> None:
+    """Give outputs without a shape as many anonymous dimensions as they are known to have."""
+    for info, value in zip(model.graph.output, known, strict=False):
+        if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape") and value.dims is not None:
+            info.type.tensor_type.shape.SetInParent()
+            for _ in value.dims:
+                info.type.tensor_type.shape.dim.add()
 
 
 def name_dims(model: onnx.ModelProto) -> None:

@@ -33,11 +33,13 @@ _EXOTIC: Final = ("bfloat16", "float8")
 #: onnxruntime's exceptions by what they mean while a model is loaded; the rest are failures of the tool.
 _REFUSED: Final = frozenset({"InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel"})
 _MEMORY: Final = re.compile(r"bad_alloc|[Ff]ailed to allocate memory|out of memory|OrtMemoryInfo")
+_UNKNOWN: Final = re.compile(r"No Op registered for|is not a registered function/op")
 _NODE: Final = (
     re.compile(r"while running (?P<op>\S+) node\. Name:'(?P<node>[^']*)'"),
     re.compile(r"Node(?: with name)? ?\(?'?(?P<node>[^')]*)'?\)? (?:Op|OpType) ?\(?(?P<op>\w+)\)?"),
     re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<node>[^']*)'"),
     re.compile(r"(?P<op>[\w.:]+)\(-?\d+\) is not a registered function/op"),
+    re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<op>\w+)'),
 )
 
 
@@ -209,6 +211,6 @@ def _failure(error: Exception, path: Path, doing: str) -> errors.ModelOpsError:
             where = f" at node {found.get('node') or '(unnamed)'!r} ({found['op']})"
             break
     message = f"onnxruntime failed {doing} {path}{where}: {text[:400]}"
-    if doing == "loading" and (type(error).__name__ in _REFUSED or "This is an invalid model" in text):
+    if doing == "loading" and type(error).__name__ in _REFUSED and not _UNKNOWN.search(text):
         return errors.InputRefused(message, hint="the model is malformed: export it again")
     return errors.StageFailed(message, hint="replace or simplify that operator, or export for another operator set")

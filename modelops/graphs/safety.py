@@ -22,6 +22,7 @@ from modelops.graphs import tensors
 from modelops.graphs.lean import Lean, Refusal
 from modelops.graphs.limits import GraphLimits
 from modelops.graphs.sizes import FunctionKey, Walk, function_key, function_key_of, plain_domain
+from modelops.graphs.values import Value
 
 if TYPE_CHECKING:
     import onnx
@@ -43,14 +44,17 @@ def check(path: Path, *, limits: GraphLimits = GraphLimits()) -> None:  # noqa: 
         check_parsed(lean, limits=limits)
 
 
-def check_parsed(lean: Lean, *, limits: GraphLimits = GraphLimits()) -> None:  # noqa: B008
-    """The same for a model that is open already, so that what was checked is what is used; raises Refusal."""
+def check_parsed(lean: Lean, *, limits: GraphLimits = GraphLimits()) -> list[Value]:  # noqa: B008
+    """The same for a model that is open already, so that what was checked is what is used; raises Refusal.
+
+    Gives what the walk over the graph found out about the outputs.
+    """
     try:
         _versions(lean.proto)
         _nodes(lean.proto, limits)
         weights = _Tensors(lean).check()
         _expansion(lean.proto, limits)
-        Walk(lean, limits, weights).run()
+        return Walk(lean, limits, weights).run()
     except RecursionError:
         raise Refusal("its bodies are nested too deeply", "flatten its functions and subgraphs") from None
 

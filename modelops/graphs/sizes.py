@@ -150,47 +150,51 @@ class Walk:
         for attribute in node.attribute:
             if (given := _resolved(attribute, frame)) is not None:
                 attributes[attribute.name] = given
-        computed = node.op_type not in bodies.CONTROL and (node.op_type != "Constant" or "sparse_value" in attributes)
-        for name, value in zip(node.output, self.outcome(node, inputs, attributes, frame), strict=False):
+        op, names = node.op_type, list(node.output)
+        found = self.outcome(node, calls.Call(op, inputs, attributes, len(names)), frame)
+        computed = op not in bodies.CONTROL and (op != "Constant" or "sparse_value" in attributes)
+        for name, value in zip(names, found, strict=False):
             if name:
                 if value.constant or value.elements > _MANY:
                     self.account(value, node, folds=value.constant and computed)
                 frame.define(name, value)
 
-    def outcome(
-        self,
-        node: onnx.NodeProto,
-        inputs: list[Value | None],
-        attributes: Mapping[str, onnx.AttributeProto],
-        frame: Frame,
-    ) -> list[Value]:
+    def outcome(self, node: onnx.NodeProto, call: calls.Call, frame: Frame) -> list[Value]:
         """What is known of each output of a node."""
-        key = function_key(node)
-        if key in self.functions:
-            return self.call(self.functions[key], inputs, attributes, frame, len(node.output))
-        call = calls.Call(node.op_type, inputs, attributes, len(node.output))
-        constant = all(value is None or value.constant for value in inputs) and node.op_type not in _RANDOM
-        if node.op_type in bodies.CONTROL and not key[0]:
+        op, inputs, attributes = call.op, call.inputs, call.attributes
+        if self.functions and (function := self.functions.get(function_key(node))) is not None:
+            return self.call(function, call, frame)
+        constant = op not in _RANDOM and all(value is None or value.constant for value in inputs)
+        if op in bodies.CONTROL and not plain_domain(node.domain):
             return bodies.control(self, node, call, frame, constant)
         for attribute in attributes.values():  # bodies of operators that we don't know
-            constant = constant and not (attribute.HasField("g") or attribute.graphs)
             for graph in tensors.graphs_of(attribute):
+                constant = False
                 self.graph(graph, self.inner(frame, node, 1), [blob() for _ in graph.input])
-        if node.op_type == "Constant" and "value" in attributes:
-            return [self.weight(attributes["value"].t)]
+        if op == "Constant":
+            return self.literal(call)
         found = calls.outputs(call, _RULES)
-        if node.op_type == "Constant" and "sparse_value" in attributes:
-            sparse = attributes["sparse_value"].sparse_tensor
-            found = [sized(sparse.dims, sparse.values.data_type)]
-        if found and node.op_type in constants.FOLLOWED:
-            found[0].few = constants.evaluate(node.op_type, inputs, found[0], call.read)
-        if node.op_type in ("Shape", "Size"):  # of fixed dimensions, whatever the values in between
+        if op in constants.FOLLOWED and found and found[0].elements <= FEW:
+            found[0].few = constants.evaluate(op, inputs, found[0], call.read)
+        if op in ("Shape", "Size"):  # of fixed dimensions, whatever the values in between
             numbers = found[0].numbers() if found else None
             constant = constant or (numbers is not None and None not in numbers)
         for value in found:
             value.constant = constant
             if constant and (value.dims is None or None in value.dims):  # then the size is bounded from above instead
                 value.elements = max([value.elements, *(given.elements for given in inputs if given)])
+        return found
+
+    def literal(self, call: calls.Call) -> list[Value]:
+        """The output of a Constant."""
+        if "value" in call.attributes:
+            return [self.weight(call.attributes["value"].t)]
+        found = calls.outputs(call, _RULES)
+        if "sparse_value" in call.attributes:
+            sparse = call.attributes["sparse_value"].sparse_tensor
+            found = [sized(sparse.dims, sparse.values.data_type)]
+        for value in found:
+            value.constant = True
         return found
 
     def account(self, value: Value, who: str | onnx.NodeProto, *, folds: bool) -> None:
@@ -216,15 +220,9 @@ class Walk:
         where = f"a body of {tensors.node_label(node)}"
         return Frame(where, frame, frame.attributes, trips=frame.trips * max(trips, 1), depth=frame.depth + 1)
 
-    def call(
-        self,
-        function: onnx.FunctionProto,
-        inputs: Sequence[Value | None],
-        attributes: Mapping[str, onnx.AttributeProto],
-        frame: Frame,
-        outputs: int,
-    ) -> list[Value]:
+    def call(self, function: onnx.FunctionProto, call: calls.Call, frame: Frame) -> list[Value]:
         """The outputs of a function of the model; a call like an earlier one is not followed again."""
+        inputs, attributes = call.inputs, call.attributes
         texts = tuple((name, attribute.SerializeToString()) for name, attribute in sorted(attributes.items()))
         key = (function_key_of(function), tuple(value and value.key() for value in inputs), texts, frame.trips)
         if key not in self.calls:
@@ -243,7 +241,8 @@ class Walk:
         else:
             self.fold(self.calls[key][1], f"function {function.name!r}")
         found = self.calls[key][0]
-        return [bodies.copied(value) for value in found[:outputs]] + [blob() for _ in range(outputs - len(found))]
+        found = [bodies.copied(value) for value in found[: call.outputs]]
+        return found + [blob() for _ in range(call.outputs - len(found))]
 
 
 def function_key_of(function: onnx.FunctionProto) -> FunctionKey:
