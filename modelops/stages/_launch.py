@@ -7,7 +7,7 @@ open      load the model, run it once; seconds, memory, what the session really 
 warm      run until block times are steady; whether they became so, and how many inferences a block needs
 time      run a block of n inferences; wall, CPU and device time, single latencies, whether outputs held
 check     run once and compare every output, wholly, with the first inference's
-save      write the outputs to an .npz file
+save      write the outputs that are numbers to an .npz file
 many      n inferences on each of c threads at once; wall time
 ========  =============================================================================================
 
@@ -45,22 +45,19 @@ class Child:
     """The answers to the commands, for one model on one backend."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
-        import numpy as np
 
         self.job = job
         self.repeat = 1.0 + float(job["inflate"])
         self.backend = REGISTRY.load(job["backend"]["name"]).parse(
             {key: value for key, value in job["backend"].items() if key != "name"}
         )
-        with np.load(job["feed"], allow_pickle=False) as arrays:
-            self.feed = {name: arrays[name] for name in arrays.files}
+        self.feed = read_arrays(Path(job["feed"]))
         self.session: Session
         self.call: Call
         self.held: Held
         self.code_executed: list[Mapping[str, str]] = []
 
     def open(self) -> dict[str, Any]:
-        import numpy as np
 
         started = time.perf_counter()
         if self.backend.library:
@@ -80,8 +77,7 @@ class Child:
             first = time.perf_counter()
         self.held = Held(outputs)
         if self.job["expected"]:
-            with np.load(self.job["expected"], allow_pickle=False) as arrays:
-                self.held = Held({name: arrays[name] for name in arrays.files})
+            self.held = Held(read_arrays(Path(self.job["expected"])))
         changed = self.held.changed(outputs, quick=False)
         gc.collect()
         gc.freeze()
@@ -184,9 +180,9 @@ class Child:
         }
 
     def save(self, path: str) -> dict[str, Any]:
-        import numpy as np
 
-        np.savez(path, **self.call.outputs(self.call.once()))
+        outputs = self.call.outputs(self.call.once())
+        write_arrays(Path(path), {name: array for name, array in outputs.items() if array.dtype.kind in "fiub"})
         return {}
 
     def many(self, n: int, threads: int) -> dict[str, Any]:
@@ -268,6 +264,22 @@ class Held:
             if a.size and float(np.abs(a - b).max()) > _DRIFT * max(float(np.abs(a).max()), 1e-30):
                 return f"{name} changed from run to run by {float(np.abs(a - b).max()):.3g}"
         return ""
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays by name as an .npz file that is read without pickle: texts get a fixed width."""
+    import numpy as np
+
+    # The sign keeps names apart from the parameters of savez.
+    np.savez(path, **{f"={name}": a.astype(str) if a.dtype.kind == "O" else a for name, a in arrays.items()})
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays that ``write_arrays`` wrote."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name[1:]: arrays[name] for name in arrays.files}
 
 
 def memory_bytes() -> dict[str, int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modelops.errors import Inconclusive, StageFailed
+from modelops.stages._launch import write_arrays
 from modelops.stages._runner import Contender, Runner
 
 Record = dict[str, Any]
@@ -148,16 +149,12 @@ def measuring(
     contenders: Sequence[Contender], feed: Mapping[str, Any], *, seed: int = 0, plan: Plan | None = None
 ) -> Iterator[Measurement]:
     """A measurement of these contenders on this feed (name → array), with a scratch directory that goes away."""
-    import numpy as np
-
     names = [contender.name for contender in contenders]
     if len(set(names)) != len(names):
         raise ValueError(f"contenders need names of their own, not {names}")
     with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
         path = Path(folder) / "feed.npz"
-        np.savez(
-            path, **{name: array.astype(str) if array.dtype.kind == "O" else array for name, array in feed.items()}
-        )
+        write_arrays(path, feed)
         yield Measurement(contenders, path, Path(folder), random.Random(seed), plan or Plan())
 
 

@@ -6,21 +6,21 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from modelops.backends import REGISTRY as BACKENDS
 from modelops.backends import Backend, require_usable
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, described, option
 from modelops.core.manifest import FILE_NAME
-from modelops.core.report import Check, Report
+from modelops.core.report import Report
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
 from modelops.errors import UsageError
-from modelops.measures.gates import TransitionName
 from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
+from modelops.stages._correctness import first_run, output_checks
 from modelops.stages._evidence import Evidence
 from modelops.stages._race import Contender, measure, race
 
@@ -60,8 +60,8 @@ class Bench(Stage):
         self._refuse_contradictions()
         with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
             job = self._job(source, Path(folder))
-            checks, notes = _checks(source, job, Path(folder))
-            judged = replace(job.judged, expected=Path(folder) / "expected.npz")
+            judged = replace(job.judged, expected=first_run(job.judged, job.feed, Path(folder)))
+            checks, notes = output_checks(source, judged)
             if job.against is None:
                 contenders = [judged]
                 records = measure(
@@ -80,7 +80,7 @@ class Bench(Stage):
             budget_seconds=self.budget,
             setup=job.setup(contenders, self.seed),
             checks=tuple(checks),
-            notes=tuple(notes),
+            notes=(f"timed on {job.origin}: {job.shapes()}", *notes),
         )
         evidence.write(draft.path)
         report = Evidence.read(draft.path).report()
@@ -171,11 +171,6 @@ def _code(records: Sequence[Mapping[str, Any]]) -> list[Any]:
     return list(found.values())
 
 
-def _looser(one: TransitionName, other: TransitionName) -> TransitionName:
-    """The one of two rows of the table of gates that allows more."""
-    return max(one, other, key=get_args(TransitionName).index)
-
-
 def _refuse_source(path: Path) -> None:
     """UsageError where the path names no ONNX model but a source, which only some backends run."""
     from modelops.sources import REGISTRY as SOURCES
@@ -192,43 +187,3 @@ def _distinct(name: str, taken: str) -> str:
     if name != taken:
         return name
     return f"{name} (reference)"
-
-
-def _checks(source: Artifact, job: _Job, scratch: Path) -> tuple[list[Check], list[str]]:
-    """Whether the judged model's outputs are right on its backend; they are kept to be held against while it is timed.
-
-    The reference.npz decides where there is one. Without it, another backend than onnxruntime on the CPU is held
-    against that one; there, only NaN and unsteady outputs can be told.
-    """
-    import numpy as np
-
-    from modelops.graphs.reference import FILE_NAME as REFERENCE
-    from modelops.graphs.reference import read
-    from modelops.measures.comparison import Comparison
-    from modelops.measures.judging import judge
-    from modelops.stages._compare import feeds, has_batch, reference_differences, running
-    from modelops.stages._transitions import between
-
-    backend = job.judged.backend
-    checks: list[Check] = []
-    notes = [f"timed on {job.origin}: {job.shapes()}"]
-    with running(source.model, backend) as session:
-        if source.has(REFERENCE) and backend.computes:
-            measured = reference_differences(read(source.file(REFERENCE)), session, source.signature)
-            transition = _looser(between(source.manifest.history, ()), backend.loses())
-            checks = [Check("runs", "fail", f"{item['inputs']}: {item['error']}") for item in measured.failures]
-            checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
-        elif not backend.computes:
-            notes.append(f"{backend.name} computes nothing: its outputs are not checked")
-        elif backend.name != "onnxruntime-cpu":
-            comparison = Comparison(batched=has_batch(source.signature))
-            with running(source.model) as trusted:
-                for feed in feeds(source):
-                    comparison.add(trusted.run(feed), session.run(feed))
-            transition = _looser("structural", backend.loses())
-            checks = judge(comparison.differences(), transition, agreement_evaluated=False)
-        else:
-            notes.append("the model has no reference: its outputs were checked for NaN and steadiness only")
-        right = {name: array for name, array in session.run(job.feed).items() if array.dtype.kind in "fiub"}
-        np.savez(scratch / "expected.npz", **right)
-    return [check for check in checks if check.verdict != "not-evaluated"], notes

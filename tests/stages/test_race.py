@@ -24,6 +24,7 @@ from modelops.core.worker import tree
 from modelops.errors import Inconclusive, ModelOpsError, StageFailed
 from modelops.measures.verdicts import Rules
 from modelops.stages import _speed
+from modelops.stages._launch import write_arrays
 from modelops.stages._launches import Plan, measuring
 from modelops.stages._race import Contender, measure, race, standings
 
@@ -117,7 +118,7 @@ def test_a_model_that_breaks_while_it_is_timed_is_an_error(
 
 def test_outputs_other_than_the_right_ones_are_an_error(perceptron: Path, tmp_path: Path) -> None:
     backend = REGISTRY.load("onnxruntime-cpu").parse({"threads": 1})
-    np.savez(tmp_path / "expected.npz", y=np.ones((1, 4), np.float32))
+    write_arrays(tmp_path / "expected.npz", {"y": np.ones((1, 4), np.float32)})
 
     with pytest.raises(StageFailed, match="y changed"):
         measure(
