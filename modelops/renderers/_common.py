@@ -39,6 +39,8 @@ COLUMN_UNITS = {
 }
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_RATIOS = ("x", "ratio")
+_WIDEST = 10.0
 _TIMES = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "seconds": 1.0}
 # Azure, TeamCity and old GitHub runners act on these wherever they stand in a line.
 _RUNNER_COMMAND = re.compile(r"##(?=\w*\[)")
@@ -125,10 +127,9 @@ def measured(metric: Mapping[str, Any]) -> tuple[str, str]:
     unit = str(metric.get("unit") or "")
     sure = []
     if metric.get("interval"):
-        low, high = metric["interval"]
         confidence = metric.get("confidence")
         at = f" at {100 * confidence:.4g} %" if isinstance(confidence, (int, float)) else ""
-        sure.append(f"{figure(low, unit)} to {figure(high, unit)}{at}")
+        sure.append(f"{span(metric['interval'], unit)}{at}")
     if metric.get("n") is not None:
         sure.append(f"n={metric['n']}")
     return figure(metric.get("value"), unit), ", ".join(sure)
@@ -147,8 +148,16 @@ def table(document: Document) -> tuple[list[str], list[list[str]]]:
 
 def _cell(value: Any, unit: str) -> str:
     if isinstance(value, (list, tuple)):
-        return " to ".join(_cell(item, unit) for item in value)
+        return span(value, unit)
     return "-" if value is None else figure(value, unit)
+
+
+def span(interval: Sequence[Any], unit: str) -> str:
+    """An interval with its unit: "1.180x to 1.250x"; of a ratio that may be anything, only that."""
+    low, high = interval
+    if unit in _RATIOS and (low <= 0 or high / low > _WIDEST):
+        return "too noisy to tell"
+    return f"{figure(low, unit)} to {figure(high, unit)}"
 
 
 def figure(value: Any, unit: str = "") -> str:
@@ -165,7 +174,7 @@ def figure(value: Any, unit: str = "") -> str:
         return _time(value * _TIMES[unit])
     if unit == "fraction":
         return f"{_number(100 * value)} %"
-    if unit in ("x", "ratio"):
+    if unit in _RATIOS:
         return f"{value:.3f}x" if 0.1 <= abs(value) < 10 else f"{_number(value)}x"
     return f"{_number(value)} {visible(unit)}".strip()
 

@@ -86,6 +86,8 @@ def _stage(document: Document, rows: int) -> list[str]:
         lines += _error(document["error"])
     if document.get("reused"):
         lines += [f"Reused: {prose(document['reused'])}", ""]
+    elif document.get("ran_because"):
+        lines += [f"Ran: {prose(document['ran_because'])}", ""]
     found = worst_first(checks(document))
     judged = [
         [WORDS.get(str(check["verdict"]), "?"), code(check["name"]), prose(sentence(check))] for check in found[:rows]

@@ -106,3 +106,30 @@ def test_a_run_ends_with_the_table_of_its_chain_and_its_verdict() -> None:
     assert shown[-4].split()[:10] == ["01-convert", "1.19", "MiB", "21", "210", "us", "1.000x", "-", "0.9867", "9.1"]
     assert "2.000x  1.910x to 2.080x" in shown[-3]
     assert shown[-1].startswith("run: PASS")
+
+
+def test_a_run_counts_what_passed_and_shows_the_rest_unless_asked_for_all() -> None:
+    stages = [document(FAILED, ran_because="options changed: samples 128 → 64"), document(GOOD, reused="unchanged")]
+    run = document(command="run", verdict="pass", steps=stages)
+    shown = "\n".join(lines(run))
+    assert "  ran: options changed: samples 128 → 64\n" in shown
+    assert "  reused: unchanged\n" in shown
+    assert shown.count("  1 check passed") == 2
+    assert "all is well" not in shown
+    assert "1.214x" not in shown
+    everything = "\n".join(lines(run, full=True))
+    assert "all is well" in everything
+    assert "1.214x" in everything
+
+
+def test_a_ratio_that_may_be_anything_is_said_to_be_noise() -> None:
+    report = Report((Metric("ratio", 2.5, "x", (0.001, 6000.0), 0.99), Metric("size", 5, "bytes", (1.0, 900.0))))
+    shown = "\n".join(lines(document(report)))
+    assert "too noisy to tell at 99 %" in shown
+    assert "1 bytes to 900 bytes" in shown
+
+
+def test_a_failed_gate_is_told_by_its_check_alone() -> None:
+    shown = lines(document(FAILED, error=error("gate-failed", 1, "speed: 3.1 % slower")))
+    assert len([line for line in shown if "slower" in line]) == 1
+    assert "  hint: do it well" in shown
