@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Skipped:
     interface: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return {"node": self.node, "channels": self.channels, "reason": self.reason}
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def _grouped(
     """Free classes with the same footprint: the axes that each of them touches, and how often."""
     import numpy as np
 
+    if not len(class_of):
+        return
     pairs, counts = np.unique(np.stack([class_of, owner_of]), axis=1, return_counts=True)
     starts = np.flatnonzero(np.diff(pairs[0], prepend=-1))
     found: dict[bytes, list[int]] = {}

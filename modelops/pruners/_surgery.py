@@ -29,6 +29,7 @@ def zeroed(anatomy: Anatomy, gone: Mask) -> Iterator[ir.Model]:
     """
     network = anatomy.network
     before: dict[Use, ir.Value] = {}
+    names = _names(network.model.graph)
     for use, axes in _weight_axes(anatomy, gone).items():
         read = [axis for axis in axes if axis.role == "in"]
         if not read:
@@ -40,7 +41,7 @@ def zeroed(anatomy: Anatomy, gone: Mask) -> Iterator[ir.Model]:
         for axis in read:
             array[_along(array.ndim, axis.place.axis, ~anatomy.kept(axis, gone))] = 0
         before[use] = value
-        _replace(network.model.graph, use, array, value)
+        _replace(network.model.graph, names, use, array, value)
     # Weights that nothing reads for the time being are not written.
     initializers = network.model.graph.initializers
     idle = {value.name: value for value in before.values() if not value.uses() and value.name is not None}
@@ -73,10 +74,13 @@ class Surgeon:
         self.gone = gone
         self.graph = anatomy.network.model.graph
         self._removed = anatomy.removed(gone)
+        self._names = _names(self.graph)
+        self._rows: dict[tuple[ir.Node, tuple[tuple[int, int], ...]], ir.Value] = {}
 
     def operate(self) -> None:
         import onnx_ir.passes.common as passes
 
+        order = list(self.graph.initializers)
         touched = [axis for axis in self.anatomy.axes.axes if self._removed[axis.number]]
         resizing = {node: None for axis in touched for node in _nodes_of(axis) if node.op_type in RESIZES}
         for node in resizing:  # while shapes and weights are as they were
@@ -86,6 +90,16 @@ class Surgeon:
             if axis.place.use is None:
                 self._annotate(axis)
         passes.RemoveUnusedNodesPass()(self.network.model)
+        self._restore(order)
+
+    def _restore(self, order: list[str]) -> None:
+        """Bring the weights back into the order that they had; new ones follow."""
+        held = self.graph.initializers
+        ordered = [held[name] for name in order if name in held]
+        ordered += [value for name, value in held.items() if name not in set(order)]
+        for value in ordered:
+            del held[str(value.name)]
+            self.graph.register_initializer(value)
 
     def kept(self, node: ir.Node, slot: Slot, axis: int) -> Mask | None:
         """Which positions of an axis of a node stay; None when all do."""
@@ -116,7 +130,7 @@ class Surgeon:
             assert array is not None
             for number, mask in kept:
                 array = np.compress(mask, array, axis=number)
-            made[key] = _replace(self.graph, use, np.ascontiguousarray(array), value)
+            made[key] = _replace(self.graph, self._names, use, np.ascontiguousarray(array), value)
         for value, new in reversed([(value, new) for (value, _), new in made.items()]):
             name = value.name
             if name is not None and not value.uses() and self.graph.initializers.get(name) is value:
@@ -141,7 +155,7 @@ class Surgeon:
 
         old = node.inputs[number] if number < len(node.inputs) else None
         base = str(old.name) if old is not None else f"{node.name or node.outputs[0].name}_input{number}"
-        value = ir.val(_free_name(self.graph, base), const_value=ir.tensor(array))
+        value = ir.val(_free_name(self._names, base), const_value=ir.tensor(array))
         self.graph.register_initializer(value)
         if number >= len(node.inputs):
             node.resize_inputs(number + 1)
@@ -173,22 +187,20 @@ class Surgeon:
         """The same for a row that is put together from pieces, on a copy of the node that does it."""
         import onnx_ir as ir
 
-        copy = ir.node("Concat", list(concat.inputs), {"axis": 0}, name=f"{node.name or node.outputs[0].name}_sizes")
-        copy.outputs[0].name = _free_name(self.graph, str(concat.outputs[0].name))
-        changed, offset = False, 0
-        for place, piece in enumerate(concat.inputs):
-            length = (self.network.shape(piece) or (1,))[0]
-            mine = {k - offset: size for k, size in sizes.items() if offset <= k < offset + length}
-            offset += length
-            if mine and self.network.constant(piece) is not None:
-                self.sizes(copy, place, mine)
-                changed = changed or copy.inputs[place] is not piece
-        if changed:
-            self.graph.insert_before(node, copy)
-            node.replace_input_with(number, copy.outputs[0])
-        else:
-            for place in range(len(copy.inputs)):
-                copy.replace_input_with(place, None)
+        key = (concat, tuple(sorted(sizes.items())))
+        if key not in self._rows:
+            copy = ir.node("Concat", list(concat.inputs), {"axis": 0}, name=f"{concat.name}_cut{len(self._rows)}")
+            copy.outputs[0].name = _free_name(self._names, str(concat.outputs[0].name))
+            self.graph.insert_after(concat, copy)
+            offset = 0
+            for place, piece in enumerate(concat.inputs):
+                length = (self.network.shape(piece) or (1,))[0]
+                mine = {k - offset: size for k, size in sizes.items() if offset <= k < offset + length}
+                offset += length
+                if mine and self.network.constant(piece) is not None:
+                    self.sizes(copy, place, mine)
+            self._rows[key] = copy.outputs[0]
+        node.replace_input_with(number, self._rows[key])
 
 
 def _weight_axes(anatomy: Anatomy, gone: Mask) -> dict[Use, list[Axis]]:
@@ -214,12 +226,12 @@ def _along(rank: int, axis: int, mask: Mask) -> tuple[Any, ...]:
     return tuple(mask if k == axis else slice(None) for k in range(rank))
 
 
-def _replace(graph: ir.Graph, use: Use, array: NDArray[Any], old: ir.Value) -> ir.Value:
+def _replace(graph: ir.Graph, names: set[str], use: Use, array: NDArray[Any], old: ir.Value) -> ir.Value:
     import onnx_ir as ir
 
     assert old.const_value is not None
     value = ir.Value(
-        name=_free_name(graph, str(old.name)),
+        name=_free_name(names, str(old.name)),
         shape=ir.Shape(array.shape),
         type=ir.TensorType(old.const_value.dtype),
         const_value=ir.Tensor(array, dtype=old.const_value.dtype),
@@ -231,11 +243,19 @@ def _replace(graph: ir.Graph, use: Use, array: NDArray[Any], old: ir.Value) -> i
     return value
 
 
-def _free_name(graph: ir.Graph, base: str) -> str:
+def _names(graph: ir.Graph) -> set[str]:
+    """Every name that a value of the graph has."""
+    outputs = (value.name for node in graph.all_nodes() for value in node.outputs)
+    return {str(name) for name in (*graph.initializers, *(value.name for value in graph.inputs), *outputs)}
+
+
+def _free_name(names: set[str], base: str) -> str:
+    """A new name, which counts as taken from now on."""
     number, name = 0, f"{base}_cut"
-    while name in graph.initializers:
+    while name in names:
         number += 1
         name = f"{base}_cut{number}"
+    names.add(name)
     return name
 
 

@@ -125,6 +125,6 @@ def _nothing(anatomy: Anatomy) -> StageFailed:
             "nothing to prune: no convolution or matrix product with constant weights",
             hint="prune models that have some, or zero single weights with --method magnitude",
         )
-    first = anatomy.skipped[0] if anatomy.skipped else None
-    reason = f"{first.node}: {first.reason}" if first else "no weight makes more than one channel"
+    first = anatomy.skipped[0] if anatomy.skipped and not anatomy.groups else None
+    reason = f"{first.node}: {first.reason}" if first else "each channel is the last of its kind"
     return StageFailed(f"nothing to prune: no group of channels can be cut ({reason})", hint="see --method magnitude")

@@ -67,7 +67,7 @@ class Magnitude(Pruner):
                 "is compressed; use --method channels for a faster model",
             ),
             metrics=(Metric("zeros", zero / total, "fraction"),),
-            details={"asked": {"what": "zeros", "removed": self.zeros, "reached": zero / total}, "weights": rows},
+            details={"asked": {"what": "weights", "removed": self.zeros, "reached": zero / total}, "weights": rows},
         )
 
     def _level(self, weights: list[ir.Value]) -> float:

@@ -25,7 +25,7 @@ class Auto(Simplifier):
     tools = ("onnxsim", "onnxslim", "onnxscript", "onnxruntime", "onnx-ir", "onnx")
 
     engines: tuple[str, ...] = option(
-        ("onnxscript", "onnxslim", "onnxsim", "onnxruntime"),
+        ("onnxslim", "onnxscript", "onnxsim", "onnxruntime"),
         help="Engines to try, in order; a+b runs b on what a made.",
     )
 
@@ -42,11 +42,10 @@ class Auto(Simplifier):
             progress("trying engines", number, len(chains))
             place = workbench.scratch / f"auto-{number}" / target.name
             place.parent.mkdir()
-            attempt = self._attempt(text, chain, source, place, workbench)
-            attempts.append(attempt)
-            rank = (attempt.get("nodes", 0), attempt.get("bytes", 0))
-            if attempt["outcome"] == "valid" and rank < best_rank and rank[0] <= before[0]:
-                best, best_rank = text, rank
+            attempt = self._attempt(chain, source, place, workbench, best_rank)
+            attempts.append({"engine": text, **attempt})
+            if attempt["outcome"] == "valid":
+                best, best_rank = text, (attempt["nodes"], attempt["bytes"])
                 _move(place, target)
             shutil.rmtree(place.parent)
         return Done(notes=_notes(attempts, best, before), details={"attempts": attempts, "chosen": best or None})
@@ -59,20 +58,26 @@ class Auto(Simplifier):
         return [REGISTRY.ready(name).parse({}) for name in names]
 
     def _attempt(
-        self, text: str, chain: list[Simplifier], source: Path, place: Path, workbench: Arena
+        self, chain: list[Simplifier], source: Path, place: Path, workbench: Arena, best: tuple[int, int]
     ) -> dict[str, Any]:
-        """What came of one chain of engines; its result, if there is one, is at ``place``."""
+        """What came of one chain of engines; its result, if there is one, is at ``place``.
+
+        Only what has fewer nodes than the best so far, or as many in a smaller file, is held against the source.
+        """
         from modelops.graphs.describe import summary
 
-        found: dict[str, Any] = {"engine": text}
+        found: dict[str, Any] = {}
         current = source
         try:
             for step, engine in enumerate(chain):
-                last = step == len(chain) - 1
-                made = place if last else place.with_name(f"step-{step}.onnx")
+                made = place if step == len(chain) - 1 else place.with_name(f"step-{step}.onnx")
                 workbench.attempt(engine, current, made)
-                current = made
+                current = made if made.is_file() else current
+            if not place.is_file():
+                return {"outcome": "not better", "reason": "it changed nothing"}
             found |= {"nodes": int(summary(place)["nodes"]), "bytes": _size(place)}
+            if (found["nodes"], found["bytes"]) >= best:
+                return {**found, "outcome": "not better"}
             checks = workbench.judge(place)
         except ModelOpsError as error:
             return {**found, "outcome": error.code, "reason": error.message}
@@ -110,9 +115,9 @@ def _move(model: Path, target: Path) -> None:
 def _notes(attempts: list[dict[str, Any]], best: str, before: tuple[int, int]) -> tuple[str, ...]:
     lines = []
     for attempt in attempts:
-        if attempt["outcome"] == "valid":
-            lines.append(f"{attempt['engine']}: {before[0]} → {attempt['nodes']} nodes, {attempt['bytes']:,} bytes")
-        else:
-            lines.append(f"{attempt['engine']}: {attempt['outcome']}: {attempt['reason']}")
+        figures = f"{before[0]} → {attempt['nodes']} nodes, {attempt['bytes']:,} bytes" if "nodes" in attempt else ""
+        outcome = "" if attempt["outcome"] == "valid" else attempt["outcome"]
+        parts = [part for part in (figures, outcome, attempt.get("reason", "")) if part]
+        lines.append(f"{attempt['engine']}: {': '.join(parts)}")
     verdict = f"kept the result of {best}" if best else "no engine made anything better: the source is kept as it is"
     return (*lines, verdict)

@@ -15,7 +15,7 @@ from modelops.core.workbench import Done
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
-from modelops.errors import StageFailed, UsageError
+from modelops.errors import Inconclusive, StageFailed, UsageError
 from modelops.pruners import CUT, REGISTRY, ZEROED, Pruner
 from modelops.stages import Stage, _limits
 
@@ -47,7 +47,7 @@ class Prune(Stage):
     )
     best_effort: bool = option(False, help="Accept less removal than asked for, where parts can't be cut.")
     speed_budget: float = option(
-        10.0, help="Time for measuring the gain in speed; 0 leaves it out.", min=0, unit="seconds"
+        20.0, help="Time for measuring the gain in speed; 0 leaves it out.", min=0, unit="seconds"
     )
 
     def limits(self, model_bytes: int) -> Limits:
@@ -83,9 +83,7 @@ class Prune(Stage):
         found = losses(source, target, given.rows, "prune", metric=self.metric, max_drop=self.max_drop)
         return replace(found, checks=tuple(_advisory(check) for check in found.checks))
 
-    def _speed(
-        self, source: Artifact, target: Path, given: _Given
-    ) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
+    def _speed(self, source: Artifact, target: Path, given: _Given) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
         """How many times as fast the new model is, one sample at a time; and what to make of it."""
         from modelops.backends import REGISTRY as BACKENDS
         from modelops.stages._race import Contender, standings
@@ -93,13 +91,15 @@ class Prune(Stage):
         backend = BACKENDS.load("onnxruntime-cpu").parse({})
         sides = [Contender("source", backend, source.model), Contender("pruned", backend, target)]
         try:
-            found = standings(sides, given.one(), budget_seconds=self.speed_budget).of("pruned")
-        except StageFailed as error:
+            found = standings(sides, given.one(), budget_seconds=self.speed_budget, most_launches=5).of("pruned")
+        except (StageFailed, Inconclusive) as error:
             return (), (f"the gain in speed could not be measured: {error.message}",)
         metric = Metric("speedup", found.speedup, "x", found.interval, 0.95 if found.interval else None)
-        surely = found.interval is not None and found.interval[0] > 1.0
-        note = () if surely else ("this model is not surely faster than its source on this machine",)
-        return (metric,), note
+        if found.interval is None:
+            return (metric,), ("the gain in speed was measured once; --speed-budget gives it an interval",)
+        if found.interval[0] <= 1.0:
+            return (metric,), ("this model is not surely faster than its source on this machine",)
+        return (metric,), ()
 
 
 _HINT = "prune less, give data for --eval, or accept what is left with --best-effort"
@@ -181,7 +181,7 @@ def _reached(done: Done, *, best_effort: bool) -> Check:
     threshold = f">= {wanted - _MISSED_MOST:.1%}"
     if reached >= wanted - _MISSED_MOST:
         return Check("removed", "pass", text, reached, threshold)
-    skipped = done.details.get("skipped", ())
+    skipped = [item for item in done.details.get("skipped", ()) if not item["interface"]]
     if skipped:
         text += f"; {len(skipped)} nodes were left alone, such as {skipped[0]['node']}: {skipped[0]['reason']}"
     return Check("removed", "pass" if best_effort else "fail", text, reached, threshold)
@@ -195,9 +195,7 @@ def _advisory(check: Check) -> Check:
     return check
 
 
-def _sizes(
-    source: Artifact, target: Path, before: Mapping[str, Any], after: Mapping[str, Any]
-) -> tuple[Metric, ...]:
+def _sizes(source: Artifact, target: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Metric, ...]:
     data = target.with_name(f"{target.name}.data")
     size = target.stat().st_size + (data.stat().st_size if data.is_file() else 0)
     return (
