@@ -80,6 +80,8 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
         if made.trial.cases[0].outputs64 is None:
             work.notes.append("the source does not run in float64: its own error is not known")
         reference.write(draft.file(reference.FILE_NAME), made.trial.cases)
+        for name, path in loaded.files.items():
+            draft.copy(path, name)
     work.notes += [f"{rung} failed: {cause.kind}: {cause.text}; {cause.hint}" for rung, cause in work.failed]
     details = _details(loaded, prepared, cases, work) | {
         "exporter": made.rung.partition("-")[0],
