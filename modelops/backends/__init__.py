@@ -43,6 +43,16 @@ class Module:
     output_names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class NodeTime:
+    """One node of a model as it ran: its median time, and the part of the runtime that ran it."""
+
+    name: str
+    op: str
+    provider: str
+    microseconds: float
+
+
 class Session(Protocol):
     """A model that is loaded and ready to run. Use it in a ``with`` block."""
 
@@ -95,6 +105,14 @@ class Backend(Component):
     def open(self, model: Path | Module) -> Session:
         """The model loaded; EnvironmentMissing when the backend is not usable here."""
         raise TypeError(f"{type(self).__name__} does not define open")
+
+    def profile(self, model: Path, feed: Mapping[str, Any], scratch: Path, runs: int) -> list[NodeTime] | None:
+        """How long each node of an ONNX file takes, from that many runs; None where the runtime does not tell.
+
+        ``scratch`` is a directory for files that are not kept.
+        """
+        del model, feed, scratch, runs
+        return None
 
 
 def require_usable(backend: Backend) -> None:

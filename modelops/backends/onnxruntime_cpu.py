@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modelops.backends import Backend, Call, Module, require_usable
+from modelops.backends import Backend, Call, Module, NodeTime, require_usable
 from modelops.backends._sessions import (
     OpenSession,
     check_names,
     onnx_path,
     onnxruntime_options,
+    onnxruntime_profile,
     onnxruntime_session,
     onnxruntime_signature,
 )
@@ -38,12 +39,23 @@ class OnnxruntimeCpu(Backend):
 
     def open(self, model: Path | Module) -> OpenSession:
         require_usable(self)
-        threads = self.threads or machine.usable_cpus()
-        options = onnxruntime_options(
-            threads=threads, optimization=self.optimization, spinning=self.spinning, arena=self.arena
+        session = onnxruntime_session(onnx_path(self, model), self._options(), _PROVIDERS)
+        return _Session(session, self.threads or machine.usable_cpus())
+
+    def profile(self, model: Path, feed: Mapping[str, Any], scratch: Path, runs: int) -> list[NodeTime]:
+        require_usable(self)
+        return onnxruntime_profile(model, feed, scratch, runs, self._options(), _PROVIDERS)
+
+    def _options(self) -> Any:
+        return onnxruntime_options(
+            threads=self.threads or machine.usable_cpus(),
+            optimization=self.optimization,
+            spinning=self.spinning,
+            arena=self.arena,
         )
-        session = onnxruntime_session(onnx_path(self, model), options, ["CPUExecutionProvider"])
-        return _Session(session, threads)
+
+
+_PROVIDERS = ["CPUExecutionProvider"]
 
 
 class _Session(OpenSession):

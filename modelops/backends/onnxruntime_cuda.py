@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modelops.backends import Backend, Call, Module, require_usable
+from modelops.backends import Backend, Call, Module, NodeTime, require_usable
 from modelops.backends._cuda import Cuda
 from modelops.backends._sessions import (
     OpenSession,
     check_names,
     onnx_path,
     onnxruntime_options,
+    onnxruntime_profile,
     onnxruntime_session,
     onnxruntime_signature,
 )
@@ -66,13 +67,20 @@ class OnnxruntimeCuda(Backend):
                 "cudnn_conv_algo_search": "EXHAUSTIVE",
             },
         )
-        options = onnxruntime_options(threads=1, optimization=self.optimization, spinning=False, arena=True)
-        session = onnxruntime_session(onnx_path(self, model), options, [provider, "CPUExecutionProvider"])
+        session = onnxruntime_session(onnx_path(self, model), self._options(), [provider, "CPUExecutionProvider"])
         if "CUDAExecutionProvider" not in session.get_providers():
             raise EnvironmentMissing(
                 "onnxruntime could not start its CUDA provider: a library of CUDA or cuDNN is missing", hint=_INSTALL
             )
         return _Session(session, cuda)
+
+    def profile(self, model: Path, feed: Mapping[str, Any], scratch: Path, runs: int) -> list[NodeTime]:
+        require_usable(self)
+        provider = ("CUDAExecutionProvider", {"device_id": str(self.device), "use_tf32": "1" if self.tf32 else "0"})
+        return onnxruntime_profile(model, feed, scratch, runs, self._options(), [provider, "CPUExecutionProvider"])
+
+    def _options(self) -> Any:
+        return onnxruntime_options(threads=1, optimization=self.optimization, spinning=False, arena=True)
 
 
 class _Session(OpenSession):

@@ -196,6 +196,8 @@ def _coerced(item: Option, value: Any, owner: str) -> Any:
     if item.many:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             value = (value,)
+        if item.type in (int, float):  # several numbers may be one text: "1,2,4"
+            value = [part for entry in value for part in (entry.split(",") if isinstance(entry, str) else (entry,))]
         return tuple(_single(item, entry) for entry in value)
     return _single(item, value)
 

@@ -12,7 +12,7 @@ from typing import Any
 from modelops.core.report import Check, Metric, Report
 from modelops.errors import InputRefused
 from modelops.measures.verdicts import Rules, SpeedVerdict, order_effect
-from modelops.stages import _preflight, _speed
+from modelops.stages import _preflight, _profile, _speed
 from modelops.stages._speed import Record
 
 BLOCKS = "blocks.jsonl"
@@ -25,7 +25,7 @@ class Evidence:
     """One measurement. ``judged`` and ``against`` name sides of the records; without ``against`` there is no verdict.
 
     ``setup`` says what was measured and on what: models, backends, feed, seed. ``checks`` are those of the outputs,
-    made before the timing. ``rows`` is how many samples one inference takes.
+    made before the timing. ``profile`` holds the time of every node. ``rows`` is how many samples one inference takes.
     """
 
     judged: str
@@ -37,6 +37,7 @@ class Evidence:
     setup: Mapping[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    profile: Sequence[Mapping[str, Any]] | None = None
 
     def verdict(self) -> SpeedVerdict | None:
         """The speed verdict, derived from the records; None where nothing was asked."""
@@ -49,6 +50,9 @@ class Evidence:
         metrics = list(_speed.metrics(self.records, self.judged, self.rows))
         checks, notes = list(self.checks), [*self.notes, *self._notes()]
         details: dict[str, Any] = {"setup": dict(self.setup), "clock": _speed.clock(self.records)}
+        if self.profile is not None:
+            details["operators"] = _profile.operators(self.profile)
+            notes += _profile.sentences(self.profile)
         verdict = self.verdict()
         if verdict is not None and self.against is not None:
             metrics += _speed.metrics(self.records, self.against, self.rows, prefix="against_")
@@ -103,6 +107,7 @@ class Evidence:
             "setup": dict(self.setup),
             "checks": [check.to_dict() for check in self.checks],
             "notes": list(self.notes),
+            "profile": None if self.profile is None else list(self.profile),
         }
         with open(folder / MEASUREMENTS, "x", encoding="utf-8") as file:
             json.dump(values, file, allow_nan=False, indent=2)
@@ -127,6 +132,7 @@ class Evidence:
                 setup=values["setup"],
                 checks=tuple(Check.parse(check) for check in values["checks"]),
                 notes=tuple(values["notes"]),
+                profile=values["profile"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputRefused(

@@ -9,6 +9,7 @@ time      run a block of n inferences; wall, CPU and device time, single latenci
 check     run once and compare every output, wholly, with the first inference's
 save      write the outputs that are numbers to an .npz file
 many      n inferences on each of c threads at once; wall time
+profile   how long each node takes, by the runtime's own profiler
 ========  =============================================================================================
 
 Only the runtime, numpy and the standard library are imported here, so that what is timed is the model.
@@ -26,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -184,6 +186,11 @@ class Child:
         outputs = self.call.outputs(self.call.once())
         write_arrays(Path(path), {name: array for name, array in outputs.items() if array.dtype.kind in "fiub"})
         return {}
+
+    def profile(self, runs: int, scratch: str) -> dict[str, Any]:
+        """How long each node takes; ``nodes`` is None where the runtime does not tell."""
+        found = self.backend.profile(Path(self.job["model"]), self.feed, Path(scratch), runs)
+        return {"nodes": None if found is None else [asdict(node) for node in found]}
 
     def many(self, n: int, threads: int) -> dict[str, Any]:
         """n inferences on each of several threads that share the session."""

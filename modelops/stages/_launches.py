@@ -7,6 +7,7 @@ all of its timings together, so blocks of one launch are never pooled with those
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import tempfile
@@ -28,8 +29,8 @@ class Plan:
     """How a launch is run: ``rounds`` of one block for each contender; more, up to ``most_rounds``, where starting the
     processes took longer than that; fewer where the time does not allow them.
 
-    ``multiple`` makes block sizes multiples of it, ``ordered`` forbids the random order: both serve tests of the
-    measurement itself.
+    ``concurrency`` lists how many inferences at once are timed too, for about ``many_seconds`` each. ``multiple`` makes
+    block sizes multiples of it, ``ordered`` forbids the random order: both serve tests of the measurement itself.
     """
 
     rounds: int = 20
@@ -39,6 +40,8 @@ class Plan:
     warm_seconds: float = 0.2
     warm_most_seconds: float = 2.0
     patience_seconds: float = 10.0
+    concurrency: tuple[int, ...] = ()
+    many_seconds: float = 0.2
     multiple: int = 1
     ordered: bool = False
 
@@ -47,9 +50,9 @@ class Plan:
 class Measurement:
     """Contenders, their input, and every raw record so far; ``launch()`` adds to it.
 
-    Records are of two kinds. ``launch``: number, order of starting, inferences per block, and what each side reported
+    Records are of three kinds. ``launch``: number, order of starting, inferences per block, and what each side reported
     of loading, warm-up and memory. ``block``: launch, round, side, position in its round, n, wall, CPU and device time,
-    single latencies.
+    single latencies. ``many``: launch, side, how many threads made n inferences each at once, and the wall time.
     """
 
     contenders: Sequence[Contender]
@@ -86,13 +89,14 @@ class Measurement:
                 self._choose(sides, ready, share_seconds - ready)
             header["n"] = self.n
             blocks = list(self._rounds(runners, sides))
+            many = list(self._many(runners, sides))
             for name, runner in runners.items():
                 runner.resume()
                 _refuse_changed(name, runner.ask("check", patience=self._patience(sides[name], 1))["outputs"])
                 sides[name].update(runner.ask("end", patience=self.plan.patience_seconds))
                 runner.pause()
             _refuse_moved(allowed, blocks)
-        self.records += [header, *blocks]
+        self.records += [header, *blocks, *many]
         self.launches += 1
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
 
@@ -139,6 +143,16 @@ class Measurement:
                     "position": position,
                     **block,
                 }
+
+    def _many(self, runners: Mapping[str, Runner], sides: Mapping[str, Record]) -> Iterator[Record]:
+        for threads in self.plan.concurrency:
+            for name in self._shuffled(list(runners)):
+                runner, one = runners[name], float(sides[name]["warm"]["one_seconds"])
+                n = max(2, math.ceil(self.plan.many_seconds / (threads * max(one, 1e-9))))
+                runner.resume()
+                found = runner.ask("many", n=n, threads=threads, patience=self._patience(sides[name], n * threads))
+                runner.pause()
+                yield {"kind": "many", "launch": self.launches, "side": name, **found}
 
     def _patience(self, side: Mapping[str, Any], n: int) -> float:
         return self.plan.patience_seconds + 20 * n * float(side["warm"]["one_seconds"])

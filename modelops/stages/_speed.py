@@ -122,12 +122,32 @@ def metrics(records: Sequence[Record], side: str, rows: int, prefix: str = "") -
             n=launches,
         ),
     ]
+    metrics += at_once(records, side, rows, prefix)
     device = [block["device_ns"] / block["n"] for block in blocks(records, side) if block["device_ns"] is not None]
     if device:
         metrics.append(Metric(f"{prefix}device_time", median(device) * 1e-6, "ms", n=len(device)))
     if any(s["device_memory_bytes"] is not None for s in sides):
         metrics.append(Metric(f"{prefix}device_memory", _most(sides, "device_memory_bytes"), "bytes", n=launches))
     return tuple(metrics)
+
+
+def at_once(records: Sequence[Record], side: str, rows: int, prefix: str = "") -> tuple[Metric, ...]:
+    """Samples in a second with several inferences at once, one metric for each number of them that was timed."""
+    rates: dict[int, list[float]] = {}
+    for record in records:
+        if record["kind"] == "many" and record["side"] == side:
+            done = rows * record["n"] * record["threads"]
+            rates.setdefault(record["threads"], []).append(done / (record["wall_ns"] * 1e-9))
+    found = []
+    for threads, values in sorted(rates.items()):
+        interval = None
+        if len(values) > 2:
+            half = t_quantile(0.995, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+            interval = (max(0.0, fmean(values) - half), fmean(values) + half)
+        confidence = 0.99 if interval else None
+        name = f"{prefix}throughput_{threads}_at_once"
+        found.append(Metric(name, fmean(values), "samples/s", interval, confidence, len(values)))
+    return tuple(found)
 
 
 def _most(sides: Sequence[Mapping[str, Any]], key: str) -> int:

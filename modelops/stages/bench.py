@@ -22,7 +22,8 @@ from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
 from modelops.stages._correctness import first_run, output_checks
 from modelops.stages._evidence import Evidence
-from modelops.stages._race import Contender, measure, race
+from modelops.stages._profile import profiled
+from modelops.stages._race import Contender, Plan, measure, race
 
 
 class Bench(Stage):
@@ -53,6 +54,10 @@ class Bench(Stage):
     ignore: float = option(0.02, help="A slow-down that nobody minds.", min=0.0, max=10.0, unit="fraction")
     detect: float = option(0.05, help="A slow-down that must be found.", min=0.0, max=10.0, unit="fraction")
     at_least: float | None = option(None, help="Demand that IN is so many times as fast, such as 1.5x.", unit="ratio")
+    concurrency: tuple[int, ...] = option(
+        (), help="Measure throughput with so many inferences at once too, such as 1,2,4.", min=1, max=256
+    )
+    profile: bool = option(False, help="Show which operators take the time, by the runtime's own profiler.")
     seed: int = option(0, help="Seed of the order of blocks and of random inputs.", min=0)
 
     def run(self, source: Artifact, draft: Draft) -> Report:
@@ -62,14 +67,18 @@ class Bench(Stage):
             job = self._job(source, Path(folder))
             judged = replace(job.judged, expected=first_run(job.judged, job.feed, Path(folder)))
             checks, notes = output_checks(source, judged)
+            plan = replace(Plan(), concurrency=self.concurrency)
+            profile = profiled(judged, job.feed, Path(folder)) if self.profile else None
             if job.against is None:
                 contenders = [judged]
                 records = measure(
-                    contenders, job.feed, budget_seconds=self.budget, launches=self.launches, seed=self.seed
+                    contenders, job.feed, budget_seconds=self.budget, launches=self.launches, seed=self.seed, plan=plan
                 )
             else:
                 contenders = [judged, job.against]
-                result = race(judged, job.against, job.feed, budget_seconds=self.budget, rules=rules, seed=self.seed)
+                result = race(
+                    judged, job.against, job.feed, budget_seconds=self.budget, rules=rules, seed=self.seed, plan=plan
+                )
                 records = list(result.records)
         evidence = Evidence(
             judged=judged.name,
@@ -79,6 +88,7 @@ class Bench(Stage):
             records=records,
             budget_seconds=self.budget,
             setup=job.setup(contenders, self.seed),
+            profile=profile,
             checks=tuple(checks),
             notes=(f"timed on {job.origin}: {job.shapes()}", *notes),
         )
@@ -116,7 +126,7 @@ class Bench(Stage):
         name = source.path.name
         judged = Contender(name, self.backend, source.model)
         against, ids = None, {"model": source.id}
-        other = self.against_backend or self.backend
+        other = _as_many_threads(self.against_backend or self.backend, self.backend)
         if self.against is not None and other.opens == "module":
             against = Contender(_distinct(str(self.against), name), other, str(self.against))
         elif self.against is not None:
@@ -180,6 +190,14 @@ def _refuse_source(path: Path) -> None:
         raise UsageError(
             f"{path} is a source, not an ONNX model", hint="add --against-backend torch-cpu, or convert it"
         )
+
+
+def _as_many_threads(backend: Backend, like: Backend) -> Backend:
+    """The backend with the other's number of threads, unless it was given one of its own."""
+    wanted = getattr(like, "threads", 0)
+    if wanted and getattr(backend, "threads", None) == 0:
+        return replace(backend, threads=wanted)  # type: ignore[call-arg]
+    return backend
 
 
 def _distinct(name: str, taken: str) -> str:

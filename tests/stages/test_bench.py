@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from modelops.stages._feed import sizes_of, timing_feed
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short blocks and no waiting for steady times: what is tested here is not the timing."""
     plan = _launches.Plan(rounds=6, most_rounds=6, block_seconds=0.002, warm_seconds=0.01, warm_most_seconds=0.0)
-    monkeypatch.setattr(_launches, "Plan", lambda: plan)
+    for module in (_launches, importlib.import_module("modelops.stages.bench")):
+        monkeypatch.setattr(module, "Plan", lambda: plan)
 
 
 @pytest.fixture
@@ -55,11 +57,12 @@ def bench(source: Artifact, out: Path, **options: Any) -> tuple[Report, Path]:
 
 
 def test_alone_a_model_gets_figures_and_no_verdict(artifact: Artifact, tmp_path: Path, quick: None) -> None:
-    report, _ = bench(artifact, tmp_path / "out", batch=4)
+    report, _ = bench(artifact, tmp_path / "out", batch=4, concurrency="1,2")
 
     assert (report.verdict, report.exit_code) == ("not-evaluated", 0)
     names = {metric.name for metric in report.metrics}
     assert {"latency_mean", "latency_p50", "throughput", "load", "first_inference", "peak_memory"} <= names
+    assert {"throughput_1_at_once", "throughput_2_at_once"} <= names
     assert report.details["setup"]["feed"] == {"x": {"dtype": "float32", "shape": [4, 8]}}
     assert report.details["measured"] == {"model": artifact.id}
     memory, latency = report.metric("peak_memory"), report.metric("latency_mean")
