@@ -1,63 +1,150 @@
 """Ranges of activations over a stream of samples; memory does not grow with their number.
 
-The extremes of every tensor are computed inside the graph, so that a run gives back two numbers per tensor. Values that
-stand for "never" are no values: a tensor that reaches half the size of the smallest such constant in the graph
-(−10000, −3.4e38, −inf: attention masks) is *special*, and the nodes around it stay float.
+The first pass computes the extremes of every tensor inside the graph, so that a run gives back a few numbers. Rules
+that clip need a second pass, which fills histograms between those extremes; a graph with large activations is then run
+in bands, each of which gives out only so many bytes at a time.
+
+Values that stand for "never" are no values: a tensor that reaches half the size of the smallest such constant in the
+graph (−10000, −3.4e38, −inf: attention masks) is *special*, and the nodes around it stay float.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.core.progress import tracked
 from modelops.errors import InputRefused, tool
+from modelops.quantizers._histograms import Histogram, Range, Rule, best
 
 if TYPE_CHECKING:
     import onnx
 
 Feeds = Callable[[], Iterator[Mapping[str, Any]]]
-Range = tuple[float, float]
 
 _MASK_FROM = -1e4
 # Nothing that a float32 network computes on purpose is as large as this.
 _UNREAL = 1e18
+_BAND_BYTES = 256 << 20
+# Of every four batches, one is held out to judge by, where rules compete.
+_HELD_OUT = 4
 
 
-def extremes(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path) -> dict[str, Range]:
-    """The least and the greatest value of every tensor over all samples; NaN where a tensor held one.
+@dataclass
+class Extent:
+    """The least and the greatest value of a tensor, NaN where it held one, and the most elements it had at a time."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    elements: int = 0
+
+    def add(self, low: float, high: float, elements: int) -> None:
+        broken = math.isnan(low) or math.isnan(high) or math.isnan(self.low)
+        self.low = math.nan if broken else min(self.low, low)
+        self.high = math.nan if broken else max(self.high, high)
+        self.elements = max(self.elements, elements)
+
+
+def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path) -> dict[str, Extent]:
+    """The extent of every tensor over all samples.
 
     InputRefused when the data holds NaN or infinity, or no sample at all.
     """
-    from modelops.graphs import runs
-    from modelops.quantizers._preparation import save
+    import onnx
 
-    outputs = {name: (f"{name}/modelops_min", f"{name}/modelops_max") for name in names}
-    place = scratch / "extremes.onnx"
-    with tool("writing the calibration graph"):
-        save(_with_extremes(model, outputs), place)
-    wanted = [one for pair in outputs.values() for one in pair]
-    low, high = dict.fromkeys(names, math.inf), dict.fromkeys(names, -math.inf)
+    from modelops.graphs import runs
+
+    found = {name: Extent() for name in names}
+    nodes, outputs = [], []
+    for name in names:
+        for op, kind in (("ReduceMin", onnx.TensorProto.FLOAT), ("ReduceMax", onnx.TensorProto.FLOAT), ("Size", 7)):
+            output = f"{name}/modelops_{op}"
+            keep = {} if op == "Size" else {"keepdims": 0}
+            nodes.append(onnx.helper.make_node(op, [name], [output], output, **keep))
+            outputs.append(onnx.helper.make_tensor_value_info(output, kind, []))
+    place = _with_outputs(model, nodes, outputs, scratch / "extents.onnx")
     count = 0
     with runs.session(place, optimization="basic", trusted=True) as session:
         for feed in tracked("calibrating", feeds()):
             _refuse_nonfinite(feed)
+            values = list(runs.run(session, feed).values())
+            for number, extent in enumerate(found.values()):
+                low, high, size = values[3 * number : 3 * number + 3]
+                extent.add(float(low), float(high), int(size))
             count += 1
-            values = runs.run(session, feed, wanted)
-            for name, (least, greatest) in outputs.items():
-                low[name] = _least(low[name], float(values[least]))
-                high[name] = -_least(-high[name], -float(values[greatest]))
+    place.unlink()
     if count == 0:
         raise InputRefused("the calibration data holds no samples", hint="give at least one sample")
-    return {name: (low[name], high[name]) for name in names}
+    return found
 
 
-def special_tensors(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> set[str]:
-    """The tensors that carry mask values, NaN or infinity, by their ranges."""
+def ranges(
+    model: onnx.ModelProto,
+    extents: Mapping[str, Extent],
+    rule: Rule,
+    percentile: float,
+    feeds: Feeds,
+    scratch: Path,
+) -> dict[str, Range]:
+    """The range of every tensor by the rule."""
+    if rule == "minmax":
+        return {name: (extent.low, extent.high) for name, extent in extents.items()}
+    found: dict[str, Range] = {}
+    bands = list(_bands(extents))
+    for number, band in enumerate(bands, 1):
+        fitted = {name: Histogram(extents[name].low, extents[name].high) for name in band}
+        held_out = {name: Histogram(extents[name].low, extents[name].high) for name in band}
+        what = "counting activations" + (f", part {number} of {len(bands)}" if len(bands) > 1 else "")
+        for index, values in enumerate(_streamed(model, band, feeds, scratch, what)):
+            apart = rule == "auto" and index % _HELD_OUT == _HELD_OUT - 1
+            for name, array in values.items():
+                (held_out if apart else fitted)[name].add(array)
+        found |= {name: best(fitted[name], rule, percentile, held_out[name]) for name in band}
+    return found
+
+
+def _bands(extents: Mapping[str, Extent]) -> Iterator[list[str]]:
+    """The tensors in groups that together are small enough to be held."""
+    band: list[str] = []
+    held = 0
+    for name, extent in extents.items():
+        size = 4 * extent.elements
+        if band and held + size > _BAND_BYTES:
+            yield band
+            band, held = [], 0
+        band.append(name)
+        held += size
+    if band:
+        yield band
+
+
+def _streamed(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path, what: str
+) -> Iterator[dict[str, Any]]:
+    """These tensors of one batch after another."""
+    import onnx
+
+    from modelops.graphs import runs
+
+    # A graph's own inputs can't be its outputs everywhere: they pass through an Identity.
+    aliases = {name: f"{name}/modelops_value" for name in names}
+    nodes = [onnx.helper.make_node("Identity", [name], [alias], alias) for name, alias in aliases.items()]
+    outputs = [onnx.helper.make_tensor_value_info(alias, onnx.TensorProto.FLOAT, None) for alias in aliases.values()]
+    place = _with_outputs(model, nodes, outputs, scratch / "values.onnx")
+    with runs.session(place, optimization="basic", trusted=True) as session:
+        for feed in tracked(what, feeds()):
+            values = runs.run(session, feed)
+            yield {name: values[alias] for name, alias in aliases.items()}
+    place.unlink()
+
+
+def special_tensors(model: onnx.ModelProto, extents: Mapping[str, Extent]) -> set[str]:
+    """The tensors that carry mask values, NaN or infinity."""
     limit = mask_limit(model)
-    return {name for name, (low, high) in ranges.items() if not (-limit < low <= high < limit)}
+    return {name for name, extent in extents.items() if not (-limit < extent.low <= extent.high < limit)}
 
 
 def mask_limit(model: onnx.ModelProto) -> float:
@@ -68,7 +155,7 @@ def mask_limit(model: onnx.ModelProto) -> float:
     weights = {
         name for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv") for name in node.input[1:]
     }
-    sizes = [_UNREAL]
+    sizes = [2 * _UNREAL]
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in weights and 0 not in tensor.dims:
             values = onnx.numpy_helper.to_array(tensor)
@@ -76,11 +163,6 @@ def mask_limit(model: onnx.ModelProto) -> float:
             if masks.size:
                 sizes.append(float(np.abs(masks).min()))
     return min(sizes) / 2
-
-
-def _least(a: float, b: float) -> float:
-    """The smaller of two numbers; NaN when one of them is."""
-    return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
 
 
 def _refuse_nonfinite(feed: Mapping[str, Any]) -> None:
@@ -93,20 +175,17 @@ def _refuse_nonfinite(feed: Mapping[str, Any]) -> None:
             )
 
 
-def _with_extremes(model: onnx.ModelProto, outputs: Mapping[str, tuple[str, str]]) -> onnx.ModelProto:
-    """A copy that gives nothing but the extremes of these tensors."""
+def _with_outputs(model: onnx.ModelProto, nodes: Sequence[Any], outputs: Sequence[Any], place: Path) -> Path:
+    """The model written to ``place`` with these nodes more, and these outputs in place of its own."""
     import onnx
+
+    from modelops.quantizers._preparation import save
 
     grown = onnx.ModelProto()
     grown.CopyFrom(model)
     del grown.graph.output[:]
-    for name, pair in outputs.items():
-        for op, output in zip(("ReduceMin", "ReduceMax"), pair, strict=True):
-            grown.graph.node.append(onnx.helper.make_node(op, [name], [output], output, keepdims=0))
-            grown.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
-    return grown
-
-
-def tensors_of(nodes: Iterable[Any], facts: Any) -> list[str]:
-    """The float tensors that these nodes read and write, once each."""
-    return list(dict.fromkeys(name for node in nodes for name in (*facts.activations(node), *facts.results(node))))
+    grown.graph.node.extend(nodes)
+    grown.graph.output.extend(outputs)
+    with tool("writing the calibration graph"):
+        save(grown, place)
+    return place

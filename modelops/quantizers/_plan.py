@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import onnx
 
 _FLOAT = 1
-WEIGHTED = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Gemm", "MatMul")
+WEIGHTED = ("Conv", *PRODUCTS)
 _FOLLOWERS = frozenset(
     {
         "Add",
@@ -56,6 +57,15 @@ class Plan:
     @property
     def names(self) -> list[str]:
         return [node.name for node in self.nodes]
+
+    def tensors(self, facts: Facts) -> list[str]:
+        """The activations that need a range, once each."""
+        found: dict[str, None] = {}
+        for node in self.nodes:
+            found |= dict.fromkeys(facts.activations(node))
+            if not (self.attention and node.op_type in PRODUCTS):
+                found |= dict.fromkeys(facts.results(node))
+        return list(found)
 
     @property
     def weighted(self) -> list[onnx.NodeProto]:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.errors import StageFailed, tool
+from modelops.quantizers._plan import PRODUCTS
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from modelops.quantizers._calibration import Range
+    from modelops.quantizers._histograms import Range
     from modelops.quantizers._plan import Plan
 
-_PRODUCTS = ("Gemm", "MatMul")
 _KERNELS = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "QGemm")
 
 
@@ -52,7 +52,7 @@ def inserted(
             plan.names,
             [],
             sorted({node.op_type for node in plan.nodes}),
-            {"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)} if plan.attention else {},
+            {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if plan.attention else {},
         )
         quantizer.quantize_model()
     result: onnx.ModelProto = quantizer.model.model
@@ -73,7 +73,7 @@ def drop_idle_pairs(model: ir.Model, quantized: Sequence[str]) -> int:
     for quantize in list(graph):
         raw = quantize.inputs[0] if quantize.op_type == "QuantizeLinear" else None
         producer = raw.producer() if raw is not None else None
-        if raw is None or producer is None or producer.op_type not in _PRODUCTS or len(list(raw.uses())) != 1:
+        if raw is None or producer is None or producer.op_type not in PRODUCTS or len(list(raw.uses())) != 1:
             continue
         readers = list(quantize.outputs[0].consumers())
         if len(readers) != 1 or readers[0].op_type != "DequantizeLinear":

@@ -12,8 +12,9 @@ from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import UsageError, tool
 from modelops.quantizers import Quantizer
+from modelops.quantizers._histograms import Range, Rule
 from modelops.quantizers._int8 import ReducedRange, reduces
-from modelops.quantizers._plan import OPS, Facts, Plan, plan
+from modelops.quantizers._plan import OPS, WEIGHTED, Facts, Plan, plan
 from modelops.quantizers._scope import (
     chosen_ops,
     described_nodes,
@@ -32,6 +33,12 @@ class Static(Quantizer):
     tools = ("onnx", "onnx-ir", "onnxruntime")
 
     per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
+    ranges: Rule = option(
+        "minmax", help="How the range of an activation is found: minmax clips nothing, auto takes the best for each."
+    )
+    percentile: float = option(
+        99.99, help="Share of values in range on each side, with --ranges percentile or auto.", min=50, max=100
+    )
     op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
     reduce_range: ReducedRange = option(
@@ -39,12 +46,8 @@ class Static(Quantizer):
     )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
-        from modelops.graphs import files
         from modelops.quantizers import _qdq
-        from modelops.quantizers._calibration import extremes, special_tensors, tensors_of
         from modelops.quantizers._preparation import prepared
-        from modelops.quantizers._tables import quantize_tables
-        from modelops.quantizers._weights import cleaned
 
         refuse_quantized(source)
         if not workbench.has_data:
@@ -57,45 +60,59 @@ class Static(Quantizer):
         excluded = self._excluded(source, model)
         first = plan(model, ops, excluded, set())
         if not first.weighted:
-            raise nothing_to_quantize(
-                f"no Conv, Gemm or MatMul with float32 weights among {len(model.graph.node)} nodes"
-            )
-        ranges = extremes(model, tensors_of(first.nodes, Facts(model)), workbench.batches, workbench.scratch)
-        special = special_tensors(model, ranges)
-        final = plan(model, ops, excluded, special)
-        if not final.weighted:
-            raise nothing_to_quantize("every node with weights touches a tensor that holds mask values or NaN")
+            count = len(model.graph.node)
+            raise nothing_to_quantize(f"no Conv, Gemm or MatMul with float32 weights among {count} nodes")
+        final, found, special = self._calibrated(model, first, ops, excluded, workbench)
+        weighted = [node for node in model.graph.node if node.op_type in WEIGHTED]
+        left = described_nodes(node for node in weighted if node.name not in set(final.names))
         reduced = reduces(self.reduce_range)
-        left = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-        left = [node for node in left if node.name not in set(final.names)]
-        details = {
-            "left_float": described_nodes(left),
-            "nodes": sorted(final.names),
-            "weights": "int8, 7 bits" if reduced else "int8",
-            "special_tensors": sorted(special),
-        }
-        written = _qdq.inserted(
-            model,
-            final,
-            {name: pair for name, pair in ranges.items() if name not in special},
-            per_channel=self.per_channel,
-            reduced=reduced,
-        )
-        with tool("writing the quantized graph"):
-            graph = _qdq.read(written)
-            dropped = _qdq.drop_idle_pairs(graph, final.names)
-            tables = quantize_tables(graph, excluded=excluded) if "Gather" in ops else []
-            files.save(cleaned(graph), target)
-        found = _qdq.kernels(target)
+        written = _qdq.inserted(model, final, found, per_channel=self.per_channel, reduced=reduced)
+        dropped, tables = self._finished(written, final, excluded if "Gather" in ops else None, target)
+        kernels = _qdq.kernels(target)
         return Done(
-            notes=tuple(_notes(final, first, found["unfused"])),
+            notes=tuple(_notes(final, first, kernels["unfused"])),
             details={
                 "quantized": {**described_nodes(final.nodes), "tables": len(tables)},
-                **details,
-                **found,
+                "left_float": left,
+                "nodes": sorted([*final.names, *tables]),
+                "weights": "int8, 7 bits" if reduced else "int8",
+                "special_tensors": sorted(special),
+                **kernels,
                 "pairs_dropped": dropped,
             },
         )
+
+    def _calibrated(
+        self, model: onnx.ModelProto, first: Plan, ops: frozenset[str], excluded: set[str], workbench: Workbench
+    ) -> tuple[Plan, dict[str, Range], set[str]]:
+        """(plan without the nodes around special tensors, ranges that it needs, special tensors)."""
+        from modelops.quantizers._calibration import extents, ranges, special_tensors
+
+        facts = Facts(model)
+        seen = extents(model, first.tensors(facts), workbench.batches, workbench.scratch)
+        special = special_tensors(model, seen)
+        final = plan(model, ops, excluded, special)
+        if not final.weighted:
+            raise nothing_to_quantize("every node with weights touches a tensor that holds mask values or NaN")
+        wanted = {name: seen[name] for name in final.tensors(facts)}
+        found = ranges(model, wanted, self.ranges, self.percentile, workbench.batches, workbench.scratch)
+        return final, found, special
+
+    def _finished(
+        self, written: onnx.ModelProto, final: Plan, excluded: set[str] | None, target: Path
+    ) -> tuple[int, list[str]]:
+        """Write the graph after our own passes; (pairs dropped, tables quantized). None leaves all tables float."""
+        from modelops.graphs import files
+        from modelops.quantizers import _qdq
+        from modelops.quantizers._tables import quantize_tables
+        from modelops.quantizers._weights import cleaned
+
+        with tool("writing the quantized graph"):
+            graph = _qdq.read(written)
+            dropped = _qdq.drop_idle_pairs(graph, final.names)
+            tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
+            files.save(cleaned(graph), target)
+        return dropped, tables
 
     def _excluded(self, source: Path, model: onnx.ModelProto) -> set[str]:
         """The nodes of the prepared graph that the user's patterns mean, told by the names in the source."""

@@ -13,11 +13,10 @@ from onnx import parser as onnx_parser
 
 
 class Bench:
-    """A workbench over arrays in memory, that counts the batches it was asked for."""
+    """A workbench over arrays in memory."""
 
     def __init__(self, scratch: Path, data: Mapping[str, Any] | None = None, batch: int = 8) -> None:
         self.scratch, self.data, self.batch = scratch, data, batch
-        self.read = 0
 
     @property
     def has_data(self) -> bool:
@@ -27,7 +26,6 @@ class Bench:
         assert self.data is not None
         count = len(next(iter(self.data.values())))
         for start in range(0, count, self.batch):
-            self.read += 1
             yield {name: array[start : start + self.batch] for name, array in self.data.items()}
 
 

@@ -180,3 +180,24 @@ def test_an_activation_that_never_moves_is_no_problem(tmp_path: Path) -> None:
     data = {"x": np.zeros((3, 8), np.float32)}
     target, _ = quantized(source, data, tmp_path / "out")
     assert np.allclose(outputs(source, data), outputs(target, data), atol=1e-2)
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse", "entropy", "auto"])
+def test_ranges_are_the_same_in_one_band_and_in_many(
+    conv_net: Path, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: str
+) -> None:
+    one, _ = quantized(conv_net, images, tmp_path / "one", ranges=ranges)
+    monkeypatch.setattr("modelops.quantizers._calibration._BAND_BYTES", 1)
+    many, _ = quantized(conv_net, images, tmp_path / "many", ranges=ranges)
+    assert one.read_bytes() == many.read_bytes()
+    assert sqnr(outputs(conv_net, images), outputs(one, images)) > 20
+
+
+def test_clipping_rules_shrink_a_range_that_one_outlier_stretched(conv_net: Path, images: Any, tmp_path: Path) -> None:
+    images["image"][0, 0, 0, 0] = 200.0
+
+    def scale(ranges: str) -> float:
+        target, _ = quantized(conv_net, images, tmp_path / ranges, ranges=ranges)
+        return float(arrays(target)["image_scale"])
+
+    assert scale("percentile") < scale("mse") < scale("minmax")
