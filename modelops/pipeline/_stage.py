@@ -103,7 +103,7 @@ def resolved(stage: Stage, source: str, surroundings: Surroundings) -> Iterator[
     if stage.reads == "source":
         yield source
         return
-    with opened(source, surroundings) as artifact:
+    with opened(source, surroundings, evidence=stage.takes_evidence()) as artifact:
         yield artifact
 
 

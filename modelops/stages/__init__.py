@@ -55,6 +55,10 @@ class Stage(Component):
         chosen = (getattr(self, item.name) for item in options_of(type(self)) if item.registry is not None)
         return (self, *(component for component in chosen if component is not None))
 
+    def takes_evidence(self) -> bool:
+        """Whether IN is evidence to be judged anew, and not a model."""
+        return False
+
     def limits(self, model_bytes: int) -> Limits:
         """What the stage may use by default: a small or hostile model gets little, a large one more.
 

@@ -17,7 +17,7 @@ from modelops.core.report import Report
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
-from modelops.errors import UsageError
+from modelops.errors import InputRefused, UsageError
 from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
 from modelops.stages._correctness import first_run, output_checks
@@ -58,9 +58,12 @@ class Bench(Stage):
         (), help="Measure throughput with so many inferences at once too, such as 1,2,4.", min=1, max=256
     )
     profile: bool = option(False, help="Show which operators take the time, by the runtime's own profiler.")
+    replay: bool = option(False, help="IN is evidence that bench wrote: derive its verdict again, and measure nothing.")
     seed: int = option(0, help="Seed of the order of blocks and of random inputs.", min=0)
 
     def run(self, source: Artifact, draft: Draft) -> Report:
+        if self.replay:
+            return self._replayed(source, draft)
         rules = Rules(ignore=self.ignore, detect=self.detect, at_least=self.at_least)
         self._refuse_contradictions()
         with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
@@ -95,6 +98,21 @@ class Bench(Stage):
         evidence.write(draft.path)
         report = Evidence.read(draft.path).report()
         return replace(report, details={**report.details, "measured": dict(job.ids), "code_executed": _code(records)})
+
+    def takes_evidence(self) -> bool:
+        return self.replay
+
+    def _replayed(self, source: Artifact, draft: Draft) -> Report:
+        """The report that the evidence's records and rules give; no other option has a say."""
+        if self != type(self)(replay=True):
+            raise UsageError("--replay takes everything from the evidence", hint="leave the other flags out")
+        evidence = Evidence.read(source.path)
+        try:
+            report = evidence.report()
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise InputRefused(f"{source.path} holds records that bench did not write: {error!r}") from error
+        evidence.write(draft.path)
+        return replace(report, details={**report.details, "measured": dict(source.manifest.measured)})
 
     def limits(self, model_bytes: int) -> Limits:
         extra = 60.0 + 1.5 * self.budget

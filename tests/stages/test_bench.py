@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_records import records
 
 from modelops.core.artifact import Artifact, drafting
-from modelops.core.report import Report
+from modelops.core.manifest import Manifest
+from modelops.core.report import Check, Report
 from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import InputRefused, StageFailed, UsageError
 from modelops.graphs import reference
 from modelops.graphs.wrap import wrap
+from modelops.measures.verdicts import Rules
 from modelops.stages import REGISTRY, _launches, _preflight
 from modelops.stages._evidence import BLOCKS, MEASUREMENTS, Evidence
 from modelops.stages._feed import sizes_of, timing_feed
@@ -81,6 +84,32 @@ def test_the_report_follows_from_the_evidence_alone(artifact: Artifact, tmp_path
     assert (again.checks, again.metrics, again.notes) == (report.checks, report.metrics, report.notes)
     sides = {json.loads(line).get("side") for line in (kept / BLOCKS).read_text().splitlines()}
     assert sides == {None, "wrapped", "wrapped on null"}
+
+
+def test_replay_judges_evidence_anew_and_takes_nothing_else(tmp_path: Path) -> None:
+    made = Evidence("a", "b", Rules(), 1, records(1.2, 1.0), checks=(Check("y.finite", "pass"),), notes=("a remark",))
+    with drafting(tmp_path / "evidence") as publication:
+        made.write(publication.draft.path)
+        manifest = Manifest("evidence", publication.files(), {}, "", measured={"model": "some id"})
+        source = publication.publish(manifest)
+
+    report, again = bench(source, tmp_path / "out", budget=60, launches=5, replay=True)
+
+    assert report.exit_code == 1 and report.checks == made.report().checks
+    assert report.notes[0] == "a remark"
+    assert (again / BLOCKS).read_bytes() == source.file(BLOCKS).read_bytes()
+    with pytest.raises(UsageError, match="takes everything from the evidence"):
+        bench(source, tmp_path / "other", replay=True, ignore=0.01)
+
+
+def test_records_that_bench_did_not_write_are_refused(tmp_path: Path) -> None:
+    odd = Evidence("a", "b", Rules(), 1, [*records(1.2, 1.0), {"kind": "launch", "launch": 99}])
+    with drafting(tmp_path / "evidence") as publication:
+        odd.write(publication.draft.path)
+        source = publication.publish(Manifest("evidence", publication.files(), {}, ""))
+
+    with pytest.raises(InputRefused, match="did not write"):
+        bench(source, tmp_path / "out", budget=60, launches=5, replay=True)
 
 
 def test_altered_evidence_is_refused(tmp_path: Path) -> None:
