@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from modelops.pruners._groups import Anatomy, Group
@@ -35,14 +35,33 @@ def kept_of(group: Group, share: float, round_to: int) -> int:
 
 
 def by_share(anatomy: Anatomy, score: NDArray[np.float64], share: float, round_to: int) -> Mask:
-    """The classes that go when every group loses this share, those of the least score first."""
-    return _gone(anatomy, score, [kept_of(group, share, round_to) for group in anatomy.groups])
+    """The classes that go when every group loses this share, those of the least score first.
+
+    Where rounding leaves too much in one group, others make up for it.
+    """
+    wide = [group for group in anatomy.groups if group.size > step_of(group, round_to)]
+
+    def left(gone: Mask) -> float:
+        return sum(_channels(group) * float((~gone[group.classes]).mean()) for group in wide)
+
+    return _least(anatomy, score, round_to, left, (1 - share) * sum(map(_channels, wide)))
 
 
 def by_macs(anatomy: Anatomy, score: NDArray[np.float64], left: float, round_to: int) -> Mask:
     """The classes that go so that at most ``left`` of the multiply-accumulates remain, or as few as can be reached."""
     counter = MacCounter(anatomy)
-    target = left * counter.count()
+    return _least(anatomy, score, round_to, counter.count, left * counter.count())
+
+
+def _channels(group: Group) -> int:
+    """How many positions the weights of a group's makers have."""
+    return group.size * group.width * len(group.makers)
+
+
+def _least(
+    anatomy: Anatomy, score: NDArray[np.float64], round_to: int, left: Callable[[Mask], float], target: float
+) -> Mask:
+    """The smallest equal share of every group with which no more than ``target`` is left."""
 
     def counts(number: int) -> list[int]:
         return [kept_of(group, MOST * number / _STEPS, round_to) for group in anatomy.groups]
@@ -50,7 +69,7 @@ def by_macs(anatomy: Anatomy, score: NDArray[np.float64], left: float, round_to:
     low, high = 0, _STEPS
     while high - low > 1:
         middle = (low + high) // 2
-        if counter.count(_gone(anatomy, score, counts(middle))) <= target:
+        if left(_gone(anatomy, score, counts(middle))) <= target:
             high = middle
         else:
             low = middle
@@ -59,7 +78,7 @@ def by_macs(anatomy: Anatomy, score: NDArray[np.float64], left: float, round_to:
     order = sorted(range(len(current)), key=lambda k: _lost(anatomy.groups[k], score, current[k], final[k]))
     gone = _gone(anatomy, score, current)
     for k in order:
-        if counter.count(gone) <= target:
+        if left(gone) <= target:
             break
         current[k] = final[k]
         gone = _gone(anatomy, score, current)

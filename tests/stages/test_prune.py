@@ -1,0 +1,166 @@
+"""prune tells what was removed, what that cost, and what it could not do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pruners"))
+
+from prunable_models import Build, chain, feed_forward, outputs
+
+from modelops.core.artifact import Artifact, drafting
+from modelops.core.report import Report
+from modelops.errors import InputRefused, StageFailed, UsageError
+from modelops.graphs.wrap import wrap
+from modelops.stages.prune import Prune
+
+
+def artifact(model: onnx.ModelProto, folder: Path) -> Artifact:
+    onnx.save(model, folder / "source.onnx")
+    return wrap(folder / "source.onnx", folder / "source")
+
+
+@contextmanager
+def pruned(source: Artifact, **options: Any) -> Iterator[tuple[Report, Path]]:
+    with drafting(source.path.parent / "out") as publication:
+        report = Prune.parse({"speed_budget": 0, **options}).run(source, publication.draft)
+        yield report, publication.draft.path / "model.onnx"
+
+
+def verdicts(report: Report) -> dict[str, str]:
+    return {check.name: check.verdict for check in report.checks}
+
+
+def labelled(source: Artifact, rows: int = 400) -> Path:
+    """Images with the classes that the source gives them."""
+    images = np.random.default_rng(3).normal(size=(rows, 3, 8, 8)).astype(np.float32)
+    labels = outputs(source.model, {"x": images})[0].argmax(1)
+    place = source.path.parent / "labelled.npz"
+    np.savez(place, x=images, labels=labels)
+    return place
+
+
+def spare(seed: int = 0) -> onnx.ModelProto:
+    """A classifier of which half the channels are nearly nothing."""
+    b = Build(seed=seed)
+    filters = b.random.normal(size=(16, 3, 3, 3)).astype(np.float32)
+    filters[::2] *= 1e-4
+    x = b.node("Relu", b.node("Conv", b.input("batch", 3, 8, 8), b.const(filters), pads=[1, 1, 1, 1]))
+    return b.model(b.head(x, 16))
+
+
+def test_report_tells_what_was_removed_and_that_the_cut_is_right(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pruned(source) as (report, model):
+        values = {metric.name: metric.value for metric in report.metrics}
+        assert report, report.worst()
+        assert verdicts(report)["surgery"] == "pass"
+        assert verdicts(report)["removed"] == "pass"
+        assert values["channels"] <= values["channels_before"] / 2  # type: ignore[operator]
+        assert values["model_bytes"] == model.stat().st_size < source.size
+        assert values["parameters"] < values["parameters_before"]  # type: ignore[operator]
+        assert any("agreement with the float model, not accuracy" in note for note in report.notes)
+
+
+def test_asked_for_more_than_can_go_fails_unless_best_effort(tmp_path: Path) -> None:
+    source = artifact(feed_forward(), tmp_path)
+    with pruned(source) as (report, _):
+        assert report.exit_code == 1
+        check = report.worst()
+        assert check is not None and check.name == "removed"
+        assert "asked to remove 50.0%" in check.message
+        assert "LayerNormalization" in check.message
+    with pruned(source, best_effort=True) as (report, _):
+        assert verdicts(report)["removed"] == "pass"
+
+
+def test_labels_judge_the_drop(tmp_path: Path) -> None:
+    source = artifact(spare(), tmp_path)
+    with pruned(source, eval=str(labelled(source))) as (report, _):
+        assert verdicts(report)["top1.drop"] == "pass"
+        assert report.metric("top1") is not None
+    most = {"name": "channels", "channels": 0.9, "round_to": 1}
+    with pruned(source, method=most, eval=str(tmp_path / "labelled.npz")) as (report, _):
+        assert verdicts(report)["top1.drop"] == "fail"
+        assert report.exit_code == 1
+
+
+def test_agreement_without_labels_is_told_and_not_judged(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(400, 3, 8, 8)).astype(np.float32))
+    with pruned(source, data=str(tmp_path / "data.npz")) as (report, _):
+        agreement = [check for check in report.checks if check.name.endswith(".top1")]
+        assert [check.verdict for check in agreement] == ["not-evaluated"]
+        assert report
+
+
+def test_gain_in_speed_is_measured(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pruned(source, speed_budget=2.0) as (report, _):
+        metric = report.metric("speedup")
+        assert metric is not None and metric.unit == "x"
+
+
+def test_zeros_are_counted_and_speed_not_promised(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pruned(source, method={"name": "magnitude", "zeros": 0.6}) as (report, _):
+        assert verdicts(report)["removed"] == "pass"
+        assert "surgery" not in verdicts(report)
+        assert any("no speed" in note for note in report.notes)
+
+
+def test_same_options_give_the_same_bytes(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    found = []
+    for _ in range(2):
+        with pruned(source, method={"name": "channels", "macs": 0.5}) as (_, model):
+            found.append(model.read_bytes())
+    assert found[0] == found[1]
+
+
+def test_wrong_cut_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A surgeon that takes the wrong channels out of every filter: sizes fit, outputs do not.
+    import onnx_ir as ir
+
+    from modelops.pruners import _surgery
+
+    real = _surgery.Surgeon._slice_weights
+
+    def rolled(self: Any) -> None:
+        real(self)
+        for value in self.graph.initializers.values():
+            array = value.const_value.numpy()
+            if array.ndim == 4:
+                value.const_value = ir.tensor(np.roll(array, 1, axis=0), name=value.name)
+
+    monkeypatch.setattr(_surgery.Surgeon, "_slice_weights", rolled)
+    with pruned(artifact(chain(), tmp_path)) as (report, _):
+        assert verdicts(report)["surgery"] == "fail"
+
+
+def test_nothing_to_prune_is_a_clear_failure(tmp_path: Path) -> None:
+    b = Build()
+    source = artifact(b.model(b.node("Relu", b.input("batch", 4))), tmp_path)
+    with pytest.raises(StageFailed, match="nothing to prune"), pruned(source):
+        pass
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_metric_without_labels_is_a_usage_error(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pytest.raises(UsageError, match="--metric needs labelled samples"), pruned(source, metric="f1"):
+        pass
+
+
+def test_data_of_another_shape_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((40, 5, 8, 8), np.float32))
+    with pytest.raises(InputRefused), pruned(artifact(chain(), tmp_path), data=str(tmp_path / "data.npz")):
+        pass
