@@ -113,10 +113,12 @@ class _Weight(Span):
     tensor: Any = None
 
     def chunks(self) -> Iterator[bytes]:
-        yield self.tensor.tobytes()
+        if self.length:  # onnx_ir can't read an empty tensor from a file
+            yield self.tensor.tobytes()
 
     def copy(self, out: BinaryIO) -> None:
-        self.tensor.tofile(out)
+        if self.length:
+            self.tensor.tofile(out)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,8 @@ LARGEST_MESSAGE: Final = 2**31 - 1
 #: Files below this size are parsed whole.
 _SMALL_FILE: Final = 8 * 1024 * 1024
 _CHUNK: Final = 8 * 1024 * 1024
+#: Why a kernel may decline to copy between two files.
+_NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 _KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
 #: How onnxruntime marks a tensor that lies at an address of its own process.
 MEMORY_MARKER: Final = "_ORT_MEM_ADDR_"
@@ -94,7 +96,22 @@ class Span:
             os.close(descriptor)
 
     def copy(self, out: BinaryIO) -> None:
-        for chunk in self.chunks():
+        """Append the bytes to a file; where the file system can, without carrying them through memory."""
+        out.flush()
+        descriptor, done = self.file.descriptor(), 0
+        try:
+            while done < self.length:
+                copied = os.copy_file_range(descriptor, out.fileno(), self.length - done, self.offset + done)
+                done += copied
+                if not copied:
+                    break
+        except OSError as error:
+            if error.errno not in _NO_COPY:
+                raise
+        finally:
+            os.close(descriptor)
+        out.seek(0, os.SEEK_END)
+        for chunk in Span(self.file, self.offset + done, self.length - done).chunks():
             out.write(chunk)
 
 
@@ -135,8 +152,8 @@ class Lean:
 def opened(path: Path) -> Iterator[Lean]:
     """The model in a file; its spans can be read until the block ends.
 
-    Raises InputRefused for a file that is missing, empty, no regular file, too large for protobuf, or no ONNX model,
-    and for any Refusal inside the block, with the file's name in front.
+    Raises InputRefused for a file that is missing, empty, no regular file, too large for protobuf, no ONNX model,
+    or not UTF-8, and for any Refusal inside the block, with the file's name in front.
     """
     try:
         descriptor = _open_model(path)
@@ -144,15 +161,12 @@ def opened(path: Path) -> Iterator[Lean]:
         raise errors.from_os_error(error, f"reading {path}") from error
     try:
         proto, spans = _parse(path, descriptor)
+        if where := tensors.garbled(proto):
+            raise Refusal(f"a name or text in {where} is not UTF-8")
         held = HeldFile(descriptor)
         yield Lean(path, proto, {token: Span(held, *place) for token, place in spans.items()})
     except Refusal as refusal:
         raise errors.InputRefused(f"{path}: {refusal.reason}", hint=refusal.hint) from refusal
-    except UnicodeDecodeError as error:
-        raise errors.InputRefused(
-            f"{path}: a name or text in the model is not UTF-8: {error.object[:40]!r}",
-            hint="the file is damaged: export the model again",
-        ) from error
     finally:
         os.close(descriptor)
 

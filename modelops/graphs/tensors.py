@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     import onnx
@@ -203,3 +203,52 @@ _FIELDS_OF: Final[dict[str, Sequence[str]]] = {
     "uint64": ("uint64_data",),
     "uint32": ("uint64_data",),
 }
+
+
+def garbled(model: onnx.ModelProto) -> str:
+    """Where a name or text is not UTF-8, or an empty string; protobuf hands such texts out as bytes."""
+    where = "the model"
+    try:
+        _joined([model], "producer_name", "producer_version", "domain", "doc_string")
+        _joined(model.metadata_props, "key", "value")
+        _joined(model.opset_import, "domain")
+        for function in model.functions:
+            "".join((function.domain, function.overload, *function.input, *function.output, *function.attribute))
+            _joined(function.opset_import, "domain")
+        for scope in scopes(model):
+            where = scope.where
+            body = scope.body
+            _joined([body], "name", "doc_string")
+            _joined(body.metadata_props, "key", "value")
+            for node in body.node:
+                where = f"a node of {scope.where}"
+                "".join(
+                    (node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output)
+                )
+                _joined(node.metadata_props, "key", "value")
+                _joined(node.attribute, "name", "doc_string", "ref_attr_name")
+            where = f"a value of {scope.where}"
+            values = list(body.value_info)
+            if scope.kind != "function":
+                values += [*body.input, *body.output]
+                for annotation in body.quantization_annotation:
+                    _joined(annotation.quant_parameter_tensor_names, "key", "value")
+                _joined(body.quantization_annotation, "tensor_name")
+            for value in values:
+                _joined([value], "name", "doc_string")
+                _joined(value.metadata_props, "key", "value")
+                _joined(value.type.tensor_type.shape.dim, "dim_param", "denotation")
+        for place in tensors(model):
+            where = place.where
+            _joined([place.tensor], "name", "doc_string")
+            _joined(place.tensor.external_data, "key", "value")
+            _joined(place.tensor.metadata_props, "key", "value")
+    except TypeError:
+        return where
+    return ""
+
+
+def _joined(messages: Iterable[Any], *fields: str) -> None:
+    """Raise TypeError where one of the fields is bytes."""
+    for message in messages:
+        "".join([getattr(message, field) for field in fields])

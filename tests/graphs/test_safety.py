@@ -147,6 +147,10 @@ def test_file_behind_a_symbolic_link_that_the_user_named_is_let_in(tmp_path: Pat
     check(tmp_path / "link.onnx")
 
 
+def replace_name(model: onnx.ModelProto, name: str, other: bytes) -> None:
+    model.ParseFromString(model.SerializeToString().replace(name.encode(), other))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -174,6 +178,7 @@ def test_file_behind_a_symbolic_link_that_the_user_named_is_let_in(tmp_path: Pat
             lambda m: m.functions.append(helper.make_function("", "Add", ["a"], ["b"], [], [])),
             "stands in for a standard operator",
         ),
+        (lambda m: replace_name(m, "first", b"fi\xffst"), "not UTF-8"),
         (lambda m: m.functions.extend([hostile.function("f")] * 2), "defined twice"),
     ],
 )
@@ -231,7 +236,7 @@ def large_model() -> onnx.ModelProto:
     return hostile.model(nodes, weights)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=8))
 @pytest.mark.parametrize("source", ["perceptron", "functions", "sparse"])
 def test_flipped_bytes_raise_nothing_but_our_errors(
