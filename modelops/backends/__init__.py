@@ -45,12 +45,19 @@ class Module:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of a model as it ran: its median time, and the part of the runtime that ran it."""
+    """One node of a model as it ran: its median time, and the part of the runtime that ran it.
+
+    ``macs`` is how many products it adds up, None where that can't be told; ``moved_bytes`` what it reads and writes;
+    ``int8`` whether it computes on 8-bit numbers.
+    """
 
     name: str
     op: str
     provider: str
     microseconds: float
+    macs: int | None = None
+    moved_bytes: int = 0
+    int8: bool = False
 
 
 class Session(Protocol):

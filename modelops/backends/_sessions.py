@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from modelops.backends import Backend, Call, Module, NodeTime
+from modelops.backends import Backend, Call, Module
 from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import UsageError, tool
 
@@ -102,28 +100,6 @@ def onnxruntime_session(path: Path, options: Any, providers: list[Any]) -> Any:
 
     with tool("onnxruntime", hint="look at the model with: modelops inspect"):
         return ort.InferenceSession(str(path), sess_options=options, providers=providers)
-
-
-def onnxruntime_profile(
-    model: Path, feed: Mapping[str, Any], scratch: Path, runs: int, options: Any, providers: list[Any]
-) -> list[NodeTime]:
-    """The median time of every node over these runs, by onnxruntime's own profiler, the slowest first."""
-    options.enable_profiling = True
-    options.profile_file_prefix = str(scratch / "profile")
-    session = onnxruntime_session(model, options, providers)
-    with tool("onnxruntime"):
-        for _ in range(runs):
-            session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text())
-    spans: dict[tuple[str, str, str], list[float]] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            facts = event["args"]
-            key = (name.removesuffix("_kernel_time"), str(facts["op_name"]), str(facts["provider"]))
-            spans.setdefault(key, []).append(float(event["dur"]))
-    found = [NodeTime(*key, median(values)) for key, values in spans.items()]
-    return sorted(found, key=lambda node: -node.microseconds)
 
 
 def onnxruntime_signature(session: Any) -> Signature:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelops.backends import Backend, Call, Module, NodeTime, require_usable
+from modelops.backends._node_times import node_times
 from modelops.backends._sessions import (
     OpenSession,
     check_names,
     onnx_path,
     onnxruntime_options,
-    onnxruntime_profile,
     onnxruntime_session,
     onnxruntime_signature,
 )
@@ -44,7 +44,7 @@ class OnnxruntimeCpu(Backend):
 
     def profile(self, model: Path, feed: Mapping[str, Any], scratch: Path, runs: int) -> list[NodeTime]:
         require_usable(self)
-        return onnxruntime_profile(model, feed, scratch, runs, self._options(), _PROVIDERS)
+        return node_times(model, feed, scratch, runs, self._options(), _PROVIDERS)
 
     def _options(self) -> Any:
         return onnxruntime_options(

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from modelops.backends import Backend, Call, Module, NodeTime, require_usable
 from modelops.backends._cuda import Cuda
+from modelops.backends._node_times import node_times
 from modelops.backends._sessions import (
     OpenSession,
     check_names,
     onnx_path,
     onnxruntime_options,
-    onnxruntime_profile,
     onnxruntime_session,
     onnxruntime_signature,
 )
@@ -77,7 +77,7 @@ class OnnxruntimeCuda(Backend):
     def profile(self, model: Path, feed: Mapping[str, Any], scratch: Path, runs: int) -> list[NodeTime]:
         require_usable(self)
         provider = ("CUDAExecutionProvider", {"device_id": str(self.device), "use_tf32": "1" if self.tf32 else "0"})
-        return onnxruntime_profile(model, feed, scratch, runs, self._options(), [provider, "CPUExecutionProvider"])
+        return node_times(model, feed, scratch, runs, self._options(), [provider, "CPUExecutionProvider"])
 
     def _options(self) -> Any:
         return onnxruntime_options(threads=1, optimization=self.optimization, spinning=False, arena=True)

@@ -60,9 +60,7 @@ def sentences(nodes: Sequence[Node]) -> list[str]:
     alone = [row for row in rows if row["op"] in ("QuantizeLinear", "DequantizeLinear")]
     if alone:
         count, share = sum(row["nodes"] for row in alone), sum(row["share"] for row in alone)
-        found.append(
-            f"{count} QuantizeLinear and DequantizeLinear nodes were not fused: {share:.0%} of the time"
-        )
+        found.append(f"{count} QuantizeLinear and DequantizeLinear nodes were not fused: {share:.0%} of the time")
     providers = {row["provider"] for row in rows}
     if len(providers) > 1 and "CPUExecutionProvider" in providers:
         back = [row for row in rows if row["provider"] == "CPUExecutionProvider"]

@@ -104,7 +104,7 @@ class Bench(Stage):
 
     def _replayed(self, source: Artifact, draft: Draft) -> Report:
         """The report that the evidence's records and rules give; no other option has a say."""
-        if self != type(self)(replay=True):
+        if self != type(self).parse({"replay": True}):
             raise UsageError("--replay takes everything from the evidence", hint="leave the other flags out")
         evidence = Evidence.read(source.path)
         try:

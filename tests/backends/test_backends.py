@@ -238,3 +238,20 @@ def test_the_gpu_tells_its_memory_and_its_clocks(name: str, right: tuple[Path, A
         session.run({"x": X})
         assert (session.device_memory_bytes() or 0) > 0
         assert session.facts()["device"]["name"]
+
+
+@pytest.mark.parametrize(("op", "inputs", "output", "wanted"), [
+    ("MatMul", [[2, 3, 8], [8, 5]], [2, 3, 5], 2 * 3 * 5 * 8),
+    ("Gemm", [[4, 8]], [4, 5], 4 * 5 * 8),
+    ("Conv", [[1, 4, 9, 9], [6, 4, 3, 3], [6]], [1, 6, 7, 7], 6 * 7 * 7 * 4 * 9),
+    ("Conv", [[1, 4, 9, 9], [4, 1, 3, 3]], [1, 4, 7, 7], 4 * 7 * 7 * 9),
+    ("QLinearConv", [[1, 4, 9, 9], []], [1, 6, 7, 7], None),
+    ("Relu", [[4, 5]], [4, 5], 0),
+    ("MultiHeadAttention", [[4, 5, 6]], [4, 5, 6], None),
+])  # fmt: skip
+def test_the_work_of_a_node_follows_from_its_shapes(
+    op: str, inputs: list[list[int]], output: list[int], wanted: int | None
+) -> None:
+    from modelops.backends._node_times import macs
+
+    assert macs(op, [("float", shape) for shape in inputs], [("float", output)]) == wanted
