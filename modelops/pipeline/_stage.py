@@ -40,8 +40,8 @@ class Surroundings:
     on_progress: ProgressListener | None = None
     log_to: IO[bytes] | None = None
 
-    def limits(self, stage: Stage, model_bytes: int) -> Limits:
-        limits = stage.limits(model_bytes)
+    def limits(self, stage: Stage, model_bytes: int, source: str | None = None) -> Limits:
+        limits = stage.limits(model_bytes) if source is None else stage.limits_on(source, model_bytes)
         if self.time_limit is not None:
             limits = replace(limits, wall_seconds=self.time_limit)
         if self.memory_limit is not None:
@@ -230,7 +230,7 @@ def execute(work: Work, target: Path, *, force: bool, surroundings: Surroundings
                 "source": str(work.source.path.absolute()) if isinstance(work.source, Artifact) else work.source,
                 "draft": str(publication.draft.path),
             },
-            limits=surroundings.limits(work.stage, source_size),
+            limits=surroundings.limits(work.stage, source_size, work.source if isinstance(work.source, str) else None),
             what=work.stage.name,
             on_progress=surroundings.on_progress,
             log_to=surroundings.log_to,

@@ -12,6 +12,7 @@ A rung of this ladder gives an onnx_ir model, or raises.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
 import re
@@ -37,6 +38,7 @@ Exporter = Literal["auto", "dynamo", "torchscript"]
 OPSET = 20
 """What both exporters can write, and every runtime of the last years reads."""
 NEWEST_TORCHSCRIPT = 20
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ def named(model: onnx_ir.Model, job: Job) -> onnx_ir.Model:
             [_output_dim(value.name, axis, *pair) for axis, pair in enumerate(zip(dims, known, strict=True))]
         )
     _rename_weights(model)
+    _trim_metadata(model)
     return model
 
 
@@ -302,3 +305,29 @@ def _rename_weights(model: onnx_ir.Model) -> None:
         (name,) = unique([str(value.name).removeprefix(prefix)], [str(other) for other in taken])
         taken.add(name)
         value.name = name
+
+
+def _trim_metadata(model: onnx_ir.Model) -> None:
+    """Of what the exporter notes about itself, keep where in the user's module each node comes from."""
+    bodies = [model.graph, *model.functions.values()]
+    values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    for body in bodies:
+        body.metadata_props.clear()
+        for node in body.all_nodes():
+            scopes = _scopes(node.metadata_props.get(_SCOPES, ""))
+            node.metadata_props.clear()
+            if scopes:
+                node.metadata_props[_SCOPES] = scopes
+            values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
+
+
+def _scopes(text: str) -> str:
+    """The modules around a node by their names in the user's module, such as "['', 'encoder', 'encoder.layer.0']"."""
+    try:
+        names = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError):
+        return ""
+    own = [name.removeprefix(f"{INNER}.") for name in names if name not in ("", INNER)]
+    return str(["", *own]) if own else ""

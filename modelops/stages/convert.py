@@ -14,7 +14,6 @@ from modelops.core.worker import Limits
 from modelops.errors import UsageError
 from modelops.sources import REGISTRY, Request, Source, detect
 from modelops.stages import Stage
-from modelops.stages import _limits as limits_table
 
 # Options that mean something for every form of source, and for every form that is a torch module.
 _ALWAYS = frozenset({"source", "opset", "rows", "seed"})
@@ -67,10 +66,9 @@ class Convert(Stage):
         form = self.source or detect(source)
         return {**super().inputs(source), **form.inputs(source)}
 
-    def limits(self, model_bytes: int, source: str = "") -> Limits:
-        form = self.source or (detect(source) if source else None)
-        found = form.limits(model_bytes) if form is not None else None
-        return found or limits_table.default(model_bytes)
+    def limits_on(self, source: str, model_bytes: int) -> Limits:
+        form = self.source or detect(source)
+        return form.limits(model_bytes) or self.limits(model_bytes)
 
     def _refuse_unfit(self, form: Source) -> None:
         """UsageError for an option that means nothing for this form of source."""
