@@ -51,8 +51,10 @@ class Evidence:
         checks, notes = list(self.checks), [*self.notes, *self._notes()]
         details: dict[str, Any] = {"setup": dict(self.setup), "clock": _speed.clock(self.records)}
         if self.profile is not None:
+            peak = self.setup.get("peak")
             details["operators"] = _profile.operators(self.profile)
-            notes += _profile.sentences(self.profile)
+            details["work"] = _profile.work(self.profile, peak)
+            notes += _profile.sentences(self.profile, peak)
         verdict = self.verdict()
         if verdict is not None and self.against is not None:
             metrics += _speed.metrics(self.records, self.against, self.rows, prefix="against_")

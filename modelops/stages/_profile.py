@@ -50,13 +50,40 @@ def operators(nodes: Sequence[Node]) -> list[dict[str, Any]]:
     return [{**row, "share": row["microseconds"] / total} for row in rows]
 
 
-def sentences(nodes: Sequence[Node]) -> list[str]:
+def work(nodes: Sequence[Node], peak: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """How far all nodes together, then the five slowest, are from what the machine can do.
+
+    Each row: giga-operations in a second (a product and a sum are two), gigabytes in a second, and the larger of their
+    shares of the peak; None where the work of a node, or the peak, is not known.
+    """
+    rows = [_work("all nodes", nodes, peak)]
+    return rows + [_work(f"{node['op']} {node['name']}", [node], peak) for node in nodes[:_SHOWN]]
+
+
+def _work(name: str, nodes: Sequence[Node], peak: Mapping[str, Any] | None) -> dict[str, Any]:
+    seconds = 1e-6 * sum(node["microseconds"] for node in nodes)
+    known = all(node["macs"] is not None for node in nodes) and seconds > 0
+    rate = 2e-9 * sum(node["macs"] for node in nodes) / seconds if known else None
+    moved = 1e-9 * sum(node["moved_bytes"] for node in nodes) / seconds if seconds > 0 else None
+    share = None
+    if peak is not None and rate is not None and moved is not None:
+        # The time that the work would take at the peak, over the time that it took.
+        least = sum(2e-9 * node["macs"] / peak["int8_gops" if node["int8"] else "float32_gflops"] for node in nodes)
+        share = max(least / seconds, moved / peak["bandwidth_gb_per_s"])
+    return {"name": name, "gops": rate, "gb_per_s": moved, "share_of_peak": share}
+
+
+def sentences(nodes: Sequence[Node], peak: Mapping[str, Any] | None = None) -> list[str]:
     """What a person should know: the operators that take most, QDQ that was not fused, work handed back to the CPU."""
     rows = operators(nodes)
     if not rows:
         return ["the runtime's profiler saw no node"]
     shown = ", ".join(f"{row['op']} {row['share']:.0%} ({row['nodes']} nodes)" for row in rows[:_SHOWN])
     found = [f"time by operator: {shown}"]
+    whole = work(nodes, peak)[0]
+    if whole["gops"] is not None:
+        far = f", {whole['share_of_peak']:.0%} of the peak" if whole["share_of_peak"] is not None else ""
+        found.append(f"the nodes reach {whole['gops']:.3g} Gop/s and {whole['gb_per_s']:.3g} GB/s{far}")
     alone = [row for row in rows if row["op"] in ("QuantizeLinear", "DequantizeLinear")]
     if alone:
         count, share = sum(row["nodes"] for row in alone), sum(row["share"] for row in alone)

@@ -22,6 +22,7 @@ from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
 from modelops.stages._correctness import first_run, output_checks
 from modelops.stages._evidence import Evidence
+from modelops.stages._peak import remembered
 from modelops.stages._profile import profiled
 from modelops.stages._race import Contender, Plan, measure, race
 
@@ -187,6 +188,7 @@ class _Job:
             "feed": feed,
             "feed_from": self.origin,
             "seed": seed,
+            "peak": remembered(),
         }
 
 

@@ -10,14 +10,23 @@ import pytest
 
 from modelops.backends import REGISTRY
 from modelops.errors import UsageError
-from modelops.stages._profile import operators, profiled, sentences
+from modelops.stages import _peak
+from modelops.stages._profile import operators, profiled, sentences, work
 from modelops.stages._runner import Contender
 
 FEED = {"x": np.ones((1, 8), np.float32)}
 
 
 def node(op: str, microseconds: float, provider: str = "CPUExecutionProvider") -> dict[str, Any]:
-    return {"name": op.lower(), "op": op, "provider": provider, "microseconds": microseconds}
+    return {
+        "name": op.lower(),
+        "op": op,
+        "provider": provider,
+        "microseconds": microseconds,
+        "macs": 1_000_000 if op == "MatMul" else 0,
+        "moved_bytes": 1000,
+        "int8": False,
+    }
 
 
 def test_every_node_of_the_model_has_a_time(perceptron: Path, tmp_path: Path) -> None:
@@ -38,6 +47,29 @@ def test_operators_add_up_to_all_of_the_time() -> None:
     rows = operators([node("MatMul", 60), node("Relu", 10), node("MatMul", 30)])
 
     assert [(row["op"], row["nodes"], row["share"]) for row in rows] == [("MatMul", 2, 0.9), ("Relu", 1, 0.1)]
+
+
+def test_the_share_of_the_peak_is_the_least_time_over_the_time() -> None:
+    peak = {"float32_gflops": 100.0, "int8_gops": 400.0, "bandwidth_gb_per_s": 10.0}
+
+    whole, slowest, *_ = work([node("MatMul", 40), node("Relu", 10)], peak)
+
+    assert whole["gops"] == pytest.approx(2e6 / 50e-6 * 1e-9)
+    assert whole["share_of_peak"] == pytest.approx(20 / 50)  # 2 million operations take 20 µs at the peak
+    assert slowest["share_of_peak"] == pytest.approx(20 / 40)
+    assert work([node("MatMul", 40)], None)[0]["share_of_peak"] is None
+    assert work([{**node("MatMul", 40), "macs": None}], peak)[0]["gops"] is None
+
+
+def test_the_peak_of_the_machine_is_measured_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_peak, "_SECONDS", 0.05)
+    monkeypatch.setattr(_peak, "_FLOATS", 1 << 16)
+    monkeypatch.setattr(_peak, "_SIDE", 128)
+
+    found = _peak.measure()
+
+    assert all(found[name] > 0 for name in ("float32_gflops", "int8_gops", "bandwidth_gb_per_s"))
+    assert _peak.remembered() == found
 
 
 def test_what_was_not_fused_and_what_went_back_to_the_cpu_is_said() -> None:

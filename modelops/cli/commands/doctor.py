@@ -10,8 +10,9 @@ from typing import Any
 
 from modelops import __version__
 from modelops.cli.commands.inspect import size
-from modelops.cli.options import COMMON, shaped, shell_from
-from modelops.core import cache, machine
+from modelops.cli.options import COMMON, Flag, parameter, shaped, shell_from
+from modelops.core import cache, machine, worker
+from modelops.core.component import Component, option, options_of
 from modelops.core.extras import pip_hint
 from modelops.errors import ModelOpsError
 
@@ -24,13 +25,22 @@ What is missing is shown with the command that installs it. Always exits with 0:
 def command() -> Callable[..., int]:
     """The function that Typer turns into ``modelops doctor``."""
     shared = [item for name, item in COMMON.items() if name not in ("force", "advisory", "report")]
-    return shaped(_body, "doctor", _DOC, shared)
+    return shaped(
+        _body, "doctor", _DOC, [*(parameter(Flag(item.name, item)) for item in options_of(Measuring)), *shared]
+    )
+
+
+class Measuring(Component):
+    """What doctor measures, beyond looking."""
+
+    peak: bool = option(False, help="Measure what this machine can do at most, and remember it for bench --profile.")
 
 
 def _body(values: dict[str, Any]) -> int:
     shell = shell_from("doctor", values)
     try:
         found = facts()
+        found["peak"] = _peak(measure=bool(values.get("peak")))
         return shell.show_value(found, "\n".join(_lines(found)))
     except ModelOpsError as error:
         return shell.fail(error)
@@ -59,6 +69,16 @@ def facts() -> dict[str, Any]:
         "missing": _missing(),
         "warnings": _warnings(),
     }
+
+
+def _peak(*, measure: bool) -> dict[str, Any] | None:
+    """The machine's peaks: measured now, or those remembered; None where they were never measured."""
+    from modelops.stages import _peak
+
+    if not measure:
+        return _peak.remembered()
+    found: dict[str, Any] = worker.call("modelops.stages._peak:measure", {}, what="measuring the peak").value
+    return found
 
 
 def _backends() -> dict[str, str]:
@@ -118,6 +138,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "  " + ", ".join(f"{label} {'yes' if there else 'no'}" for label, there in cpu["features"].items())
     quota = f"{cpu['quota']:g} CPUs" if cpu["quota"] is not None else "none"
     yield f"  usable CPUs {cpu['usable']} of {cpu['host']}, control-group quota {quota}"
+    if peak := found["peak"]:
+        yield (
+            f"peak on {peak['threads']} threads: float32 {peak['float32_gflops']:.0f} GFLOP/s, "
+            f"int8 {peak['int8_gops']:.0f} Gop/s, memory {peak['bandwidth_gb_per_s']:.1f} GB/s"
+        )
     yield f"memory: {size(found['memory_bytes'])}"
     yield f"cache: {found['cache']}"
     yield "backends"
