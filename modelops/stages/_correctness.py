@@ -19,7 +19,7 @@ def first_run(contender: Contender, feed: Mapping[str, Any], scratch: Path) -> P
 
     ResourceExhausted when loading it and running it takes longer than a model of that size may need.
     """
-    path, expected = scratch / "first-feed.npz", scratch / "expected.npz"
+    path, expected = scratch / "first-feed.npz", scratch / f"expected-{contender.backend.name}.npz"
     write_arrays(path, feed)
     with Runner(contender, path, scratch, random.Random(0)) as runner:
         runner.ask("open", patience=contender.load_seconds())

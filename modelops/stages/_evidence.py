@@ -25,7 +25,8 @@ class Evidence:
     """One measurement. ``judged`` and ``against`` name sides of the records; without ``against`` there is no verdict.
 
     ``setup`` says what was measured and on what: models, backends, feed, seed. ``checks`` are those of the outputs,
-    made before the timing. ``profile`` holds the time of every node. ``rows`` is how many samples one inference takes.
+    made before the timing. ``profile`` holds the time of every node, ``others`` further sides that were timed beside
+    the judged one, by the name of their backend. ``rows`` is how many samples one inference takes.
     """
 
     judged: str
@@ -38,6 +39,7 @@ class Evidence:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     profile: Sequence[Mapping[str, Any]] | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def verdict(self) -> SpeedVerdict | None:
         """The speed verdict, derived from the records; None where nothing was asked."""
@@ -55,6 +57,8 @@ class Evidence:
             details["operators"] = _profile.operators(self.profile)
             details["work"] = _profile.work(self.profile, peak)
             notes += _profile.sentences(self.profile, peak)
+        for backend, side in self.others.items():
+            metrics += self._beside(backend.replace("-", "_"), side)
         verdict = self.verdict()
         if verdict is not None and self.against is not None:
             metrics += _speed.metrics(self.records, self.against, self.rows, prefix="against_")
@@ -65,6 +69,18 @@ class Evidence:
             if verdict.verdict == "inconclusive":
                 details["hint"] = self._hint(verdict)
         return Report(tuple(metrics), tuple(checks), tuple(notes), details)
+
+    def _beside(self, prefix: str, side: str) -> list[Metric]:
+        """The figures of another side that matter beside the judged one, and how many times as fast it is."""
+        wanted = ("latency_p50", "throughput", "load", "peak_memory", "device_memory")
+        found = [
+            metric
+            for metric in _speed.metrics(self.records, side, self.rows, prefix=f"{prefix}_")
+            if metric.name.removeprefix(f"{prefix}_") in wanted
+        ]
+        ratio, interval = _speed.speedup(self.records, self.judged, side)
+        count = len(_speed.headers(self.records))
+        return [*found, Metric(f"{prefix}_speedup", ratio, "x", interval, 0.95 if interval else None, count)]
 
     def _notes(self) -> list[str]:
         found = []
@@ -109,6 +125,7 @@ class Evidence:
             "setup": dict(self.setup),
             "checks": [check.to_dict() for check in self.checks],
             "notes": list(self.notes),
+            "others": dict(self.others),
             "profile": None if self.profile is None else list(self.profile),
         }
         with open(folder / MEASUREMENTS, "x", encoding="utf-8") as file:
@@ -135,6 +152,7 @@ class Evidence:
                 checks=tuple(Check.parse(check) for check in values["checks"]),
                 notes=tuple(values["notes"]),
                 profile=values["profile"],
+                others=values["others"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputRefused(

@@ -124,7 +124,9 @@ class Measurement:
         self.n = -(-n // self.plan.multiple) * self.plan.multiple
         one_round = sum(side["warm"]["one_seconds"] for side in sides.values()) * (self.n + self.n // 8)
         wanted = max(self.plan.rounds, min(self.plan.most_rounds, int(ready_seconds / one_round)))
-        self.rounds = max(self.plan.fewest_rounds, min(wanted, int(left_seconds / one_round)))
+        # Where starting alone takes longer than the time there is, a half of that again is well spent.
+        fitting = int(max(left_seconds, 0.5 * ready_seconds) / one_round)
+        self.rounds = max(self.plan.fewest_rounds, min(wanted, fitting))
 
     def _rounds(self, runners: Mapping[str, Runner], sides: Mapping[str, Record]) -> Iterator[Record]:
         for number in range(self.rounds):

@@ -13,11 +13,12 @@ from modelops.backends import Backend, require_usable
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, described, option
 from modelops.core.manifest import FILE_NAME
-from modelops.core.report import Report
+from modelops.core.registry import require
+from modelops.core.report import Check, Report
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
-from modelops.errors import InputRefused, UsageError
+from modelops.errors import EnvironmentMissing, InputRefused, UsageError
 from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
 from modelops.stages._correctness import first_run, output_checks
@@ -46,6 +47,7 @@ class Bench(Stage):
     against_backend: Backend | None = choice(
         BACKENDS, None, help="Where the other model runs; without --against, IN itself is judged by IN on this backend."
     )
+    all_backends: bool = option(False, help="Time IN on every backend that is here, side by side.")
     batch: int = option(1, help="Samples in one inference.", min=1)
     dim: tuple[str, ...] = option((), help="Size of a dynamic dimension, such as sequence=128. Repeatable.")
     data: Path | None = option(None, help="Samples to time on; by default those of the reference, or random ones.")
@@ -73,8 +75,9 @@ class Bench(Stage):
             checks, notes = output_checks(source, judged)
             plan = replace(Plan(), concurrency=self.concurrency)
             profile = profiled(judged, job.feed, Path(folder)) if self.profile else None
+            others = self._others(source, judged, job.feed, Path(folder), checks, notes) if self.all_backends else {}
             if job.against is None:
-                contenders = [judged]
+                contenders = [judged, *others.values()]
                 records = measure(
                     contenders, job.feed, budget_seconds=self.budget, launches=self.launches, seed=self.seed, plan=plan
                 )
@@ -93,6 +96,7 @@ class Bench(Stage):
             budget_seconds=self.budget,
             setup=job.setup(contenders, self.seed),
             profile=profile,
+            others={backend: contender.name for backend, contender in others.items()},
             checks=tuple(checks),
             notes=(f"timed on {job.origin}: {job.shapes()}", *notes),
         )
@@ -125,6 +129,8 @@ class Bench(Stage):
         compared = self.against is not None or self.against_backend is not None
         if self.at_least is not None and not compared:
             raise UsageError("--at-least compares, and there is nothing to compare with", hint="add --against REF")
+        if self.all_backends and compared:
+            raise UsageError("--all-backends times IN alone", hint="leave --against and --against-backend out")
         if self.backend.opens == "module":
             raise UsageError(
                 f"{self.backend.name} runs source models, and IN is an ONNX model",
@@ -133,6 +139,39 @@ class Bench(Stage):
         for backend in (self.backend, self.against_backend):
             if backend is not None:
                 require_usable(backend)
+
+    def _others(
+        self,
+        source: Artifact,
+        judged: Contender,
+        feed: Mapping[str, Any],
+        scratch: Path,
+        checks: list[Check],
+        notes: list[str],
+    ) -> dict[str, Contender]:
+        """IN on every other backend that can run it here, by the backend's name; says why on those that can't.
+
+        Their outputs are checked too: a backend that is fast and wrong fails.
+        """
+        found = {}
+        for name in BACKENDS.names():
+            cls = BACKENDS.load(name)
+            if name == self.backend.name or cls.opens != "onnx" or not cls.computes:
+                continue
+            try:
+                require(cls)
+                backend = _as_many_threads(cls.parse({}), self.backend)
+                require_usable(backend)
+            except EnvironmentMissing as error:
+                notes.append(f"not timed: {error.message}")
+                continue
+            contender = Contender(f"{judged.name} on {name}", backend, source.model)
+            contender = replace(contender, expected=first_run(contender, feed, scratch))
+            own, remarks = output_checks(source, contender)
+            checks += [replace(check, name=f"{name}.{check.name}") for check in own]
+            notes += remarks
+            found[name] = contender
+        return found
 
     def _job(self, source: Artifact, scratch: Path) -> _Job:
         from modelops.graphs.batches import BatchAxis

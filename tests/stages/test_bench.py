@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -71,6 +72,17 @@ def test_alone_a_model_gets_figures_and_no_verdict(artifact: Artifact, tmp_path:
     memory, latency = report.metric("peak_memory"), report.metric("latency_mean")
     assert memory is not None and 20e6 < float(memory.value or 0) < 1e9
     assert latency is not None and report.metric("throughput").value == pytest.approx(4000 / float(latency.value or 0))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
+def test_every_backend_that_is_here_is_timed_and_checked(artifact: Artifact, tmp_path: Path, quick: None) -> None:
+    report, _ = bench(artifact, tmp_path / "out", all_backends=True)
+
+    assert report.verdict == "pass" and {check.name.partition(".")[0] for check in report.checks} >= {"openvino-cpu"}
+    assert report.metric("openvino_cpu_speedup") is not None
+    assert any(note.startswith("not timed: onnxruntime-cuda") for note in report.notes) or (
+        report.metric("onnxruntime_cuda_speedup") is not None
+    )
 
 
 def test_the_report_follows_from_the_evidence_alone(artifact: Artifact, tmp_path: Path, quick: None) -> None:
@@ -158,6 +170,7 @@ def test_a_model_that_crashes_while_it_is_timed_fails_the_stage(
     ({"dim": ["sequence=128"]}, "unknown dynamic dimension"),
     ({"dim": ["batch=4"]}, "counts the samples"),
     ({"ignore": 0.1}, "must lie below"),
+    ({"all_backends": True, "against_backend": "null"}, "times IN alone"),
 ])  # fmt: skip
 def test_what_can_not_be_done_is_refused(
     artifact: Artifact, tmp_path: Path, options: dict[str, Any], message: str
