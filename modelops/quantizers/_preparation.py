@@ -22,8 +22,8 @@ _EXTERNAL_ABOVE = 1 << 30
 _OPSET = 13
 
 
-def prepared(source: Path, scratch: Path) -> onnx.ModelProto:
-    """The model, optimized where that is safe, its nodes named uniquely, its tensors' types in ``value_info``."""
+def prepared(source: Path, scratch: Path) -> Path:
+    """A model below ``scratch``: optimized where that is safe, every node named, every tensor's type in value_info."""
     import onnx
 
     place = scratch / "prepared.onnx"
@@ -34,7 +34,7 @@ def prepared(source: Path, scratch: Path) -> onnx.ModelProto:
     with tool("onnx shape inference"):
         save(model, typed)
         onnx.shape_inference.infer_shapes_path(str(typed), str(typed), data_prop=True)
-        return onnx.load(str(typed))
+    return typed
 
 
 def _optimized(source: Path, place: Path) -> onnx.ModelProto:

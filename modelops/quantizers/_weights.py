@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from modelops.core.workbench import Done
+from modelops.quantizers._opsets import at_least
+from modelops.quantizers._scope import described_nodes, excluded_nodes, name_nodes, nothing_to_quantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,6 +24,10 @@ class Product:
     weight: ir.Value
     transposed: bool
     bias: ir.Value | None
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -87,12 +95,63 @@ def _float(node: ir.Node, name: str, default: float) -> float:
     return default if found is None else float(found.as_float())
 
 
+@dataclass
+class Work:
+    """An opened model and what of it is to be quantized; ``fusions`` were made before, ``notes`` say so."""
+
+    model: ir.Model
+    products: list[Product]
+    excluded: set[str]
+    nodes: int
+    weighted: list[ir.Node]
+    fusions: dict[str, int]
+    notes: tuple[str, ...]
+
+    def written(self, target: Path, tables: Sequence[str], weights: str) -> Done:
+        """Write the changed model, and say what was done; GateFailed when that is nothing."""
+        from modelops.graphs import files
+
+        names = [product.name for product in self.products]
+        if not names and not tables:
+            raise nothing_to_quantize(f"no float32 weights of two dimensions to treat among {self.nodes} nodes")
+        files.save(cleaned(self.model), target)
+        return Done(
+            notes=self.notes,
+            details={
+                "quantized": {"products": len(names), "tables": len(tables)},
+                "left_float": described_nodes(node for node in self.weighted if node.name not in set(names)),
+                "nodes": sorted([*names, *tables]),
+                "weights": weights,
+                "fusions": self.fusions,
+            },
+        )
+
+
+def opened(
+    source: Path, scratch: Path, *, ops: frozenset[str], exclude: Sequence[str], fuse: bool, opset: int = 0
+) -> Work:
+    """The model ready to be changed, fused first where that is asked for and found right."""
+    from modelops.quantizers._fusions import fused
+
+    model = read(source)
+    excluded = excluded_nodes(exclude, {str(n.name): [str(v.name) for v in n.outputs] for n in model.graph})
+    fusions: dict[str, int] = {}
+    notes: tuple[str, ...] = ()
+    if fuse:
+        place, fusions, note = fused(source, scratch, excluded)
+        notes = (note,) if note else ()
+        model = read(place) if fusions else model
+    model = at_least(model, opset)
+    found = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded]
+    weighted = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv")]
+    return Work(model, found, excluded, len(list(model.graph)), weighted, fusions, notes)
+
+
 def read(source: Path) -> ir.Model:
     """The model, with constants as initializers, no initializer among the inputs, and a unique name on every node."""
     import onnx_ir.passes.common as passes
 
     from modelops.graphs import files
-    from modelops.quantizers._scope import name_nodes
 
     model = files.load(source)
     passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=16)(model)

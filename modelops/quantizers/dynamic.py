@@ -18,13 +18,7 @@ from modelops.core.workbench import Done, Workbench
 from modelops.errors import tool
 from modelops.quantizers import Quantizer
 from modelops.quantizers._int8 import ReducedRange, reduces
-from modelops.quantizers._scope import (
-    chosen_ops,
-    described_nodes,
-    excluded_nodes,
-    nothing_to_quantize,
-    refuse_quantized,
-)
+from modelops.quantizers._scope import chosen_ops, refuse_quantized
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,49 +33,29 @@ _OPSET = 11
 class Dynamic(Quantizer):
     """8-bit weights; activations are quantized at run time, from their own range."""
 
-    tools = ("onnx", "onnx-ir")
+    tools = ("onnx", "onnx-ir", "onnxscript")
 
     per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
     op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
+    fuse: bool = option(True, help="Fuse attention and normalization for onnxruntime first, where that is found right.")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
     reduce_range: ReducedRange = option(
         "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
     )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
-        from modelops.graphs import files
-        from modelops.quantizers import _weights
-        from modelops.quantizers._opsets import at_least
         from modelops.quantizers._tables import quantize_tables
+        from modelops.quantizers._weights import opened
 
         refuse_quantized(source)
-        ops = chosen_ops(self.op_types, _OPS, "dynamic")
+        ops, reduced = chosen_ops(self.op_types, _OPS, "dynamic"), reduces(self.reduce_range)
         with tool("dynamic quantization"):
-            model = at_least(_weights.read(source), _OPSET)
-            before = [(node.op_type, node) for node in model.graph]
-            excluded = excluded_nodes(
-                self.exclude, {str(node.name): [str(v.name) for v in node.outputs] for _, node in before}
-            )
-            found = [p for p in _weights.products(model.graph) if p.node.op_type in ops and p.node.name not in excluded]
-            names = [str(product.node.name) for product in found]
-            writer = _Writer(model.graph, per_channel=self.per_channel, reduced=reduces(self.reduce_range))
-            for product in found:
+            work = opened(source, workbench.scratch, ops=ops, exclude=self.exclude, fuse=self.fuse, opset=_OPSET)
+            writer = _Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)
+            for product in work.products:
                 writer.replace(product)
-            tables = quantize_tables(model, excluded=excluded) if "Gather" in ops else []
-            if not names and not tables:
-                raise nothing_to_quantize(
-                    f"no {' or '.join(sorted(ops))} with float32 weights of two dimensions among {len(before)} nodes"
-                )
-            files.save(_weights.cleaned(model), target)
-        left = [node for op, node in before if op in ("MatMul", "Gemm", "Conv") and node.name not in set(names)]
-        return Done(
-            details={
-                "quantized": {"products": len(names), "tables": len(tables)},
-                "left_float": described_nodes(left),
-                "nodes": sorted(names + tables),
-                "weights": "int8, 7 bits" if writer.reduced else "int8",
-            },
-        )
+            tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
+            return work.written(target, tables, "int8, 7 bits" if reduced else "int8")
 
 
 class _Writer:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Static(Quantizer):
     """8-bit weights and activations, with ranges from calibration data."""
 
-    tools = ("onnx", "onnx-ir", "onnxruntime")
+    tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
     per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
     ranges: Rule = option(
@@ -40,6 +40,7 @@ class Static(Quantizer):
         99.99, help="Share of values in range on each side, with --ranges percentile or auto.", min=50, max=100
     )
     op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
+    fuse: bool = option(True, help="Fuse attention and normalization for onnxruntime first, where that is found right.")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
     reduce_range: ReducedRange = option(
         "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
@@ -47,7 +48,6 @@ class Static(Quantizer):
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.quantizers import _qdq
-        from modelops.quantizers._preparation import prepared
 
         refuse_quantized(source)
         if not workbench.has_data:
@@ -56,8 +56,7 @@ class Static(Quantizer):
                 hint="give a folder or file of samples, or use --method dynamic",
             )
         ops = chosen_ops(self.op_types, OPS, "static")
-        model = prepared(source, workbench.scratch)
-        excluded = self._excluded(source, model)
+        model, excluded, fusions, note = self._opened(source, workbench.scratch)
         first = plan(model, ops, excluded, set())
         if not first.weighted:
             count = len(model.graph.node)
@@ -70,12 +69,13 @@ class Static(Quantizer):
         dropped, tables = self._finished(written, final, excluded if "Gather" in ops else None, target)
         kernels = _qdq.kernels(target)
         return Done(
-            notes=tuple(_notes(final, first, kernels["unfused"])),
+            notes=(*note, *_notes(final, first, kernels["unfused"])),
             details={
                 "quantized": {**described_nodes(final.nodes), "tables": len(tables)},
                 "left_float": left,
                 "nodes": sorted([*final.names, *tables]),
                 "weights": "int8, 7 bits" if reduced else "int8",
+                "fusions": fusions,
                 "special_tensors": sorted(special),
                 **kernels,
                 "pairs_dropped": dropped,
@@ -113,6 +113,21 @@ class Static(Quantizer):
             tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
             files.save(cleaned(graph), target)
         return dropped, tables
+
+    def _opened(self, source: Path, scratch: Path) -> tuple[onnx.ModelProto, set[str], dict[str, int], tuple[str, ...]]:
+        """(graph ready to be quantized, nodes to leave float in it, fusions made, remarks)."""
+        import onnx
+
+        from modelops.quantizers._fusions import fused
+        from modelops.quantizers._preparation import prepared
+
+        place = prepared(source, scratch)
+        model = onnx.load(str(place))
+        excluded = self._excluded(source, model)
+        if not self.fuse:
+            return model, excluded, {}, ()
+        place, fusions, note = fused(place, scratch, excluded)
+        return (onnx.load(str(place)) if fusions else model), excluded, fusions, (note,) if note else ()
 
     def _excluded(self, source: Path, model: onnx.ModelProto) -> set[str]:
         """The nodes of the prepared graph that the user's patterns mean, told by the names in the source."""

@@ -13,13 +13,7 @@ from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import UsageError, tool
 from modelops.quantizers import Quantizer
-from modelops.quantizers._scope import (
-    chosen_ops,
-    described_nodes,
-    excluded_nodes,
-    nothing_to_quantize,
-    refuse_quantized,
-)
+from modelops.quantizers._scope import chosen_ops, refuse_quantized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,11 +31,12 @@ _INT8_COMPUTE = 4
 class Weights(Quantizer):
     """Weights alone in blocks of 8 or 4 bits; activations stay float."""
 
-    tools = ("onnx", "onnx-ir")
+    tools = ("onnx", "onnx-ir", "onnxscript")
 
     bits: int = option(8, help="Bits of a weight: 8 or 4.", min=4, max=8)
     block_size: int = option(32, help="Weights that share a scale: 16, 32, 64, 128 or 256.", min=16, max=256)
     op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
+    fuse: bool = option(True, help="Fuse attention and normalization for onnxruntime first, where that is found right.")
     exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
 
     def __post_init__(self) -> None:
@@ -52,40 +47,20 @@ class Weights(Quantizer):
             raise UsageError(f"--block-size is a power of two, not {self.block_size}", hint="32 is a good choice")
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
-        from modelops.graphs import files
-        from modelops.quantizers import _weights
         from modelops.quantizers._tables import quantize_tables
+        from modelops.quantizers._weights import opened
 
         refuse_quantized(source)
         ops = chosen_ops(self.op_types, _OPS, "weights")
         with tool("weight quantization"):
-            model = _weights.read(source)
-            before = list(model.graph)
-            excluded = excluded_nodes(
-                self.exclude, {str(node.name): [str(v.name) for v in node.outputs] for node in before}
-            )
-            found = [p for p in _weights.products(model.graph) if p.node.op_type in ops and p.node.name not in excluded]
-            names = [str(product.node.name) for product in found]
+            work = opened(source, workbench.scratch, ops=ops, exclude=self.exclude, fuse=self.fuse)
             stored: dict[tuple[str, bool], list[ir.Value]] = {}
-            for product in found:
-                self._replace(model.graph, product, stored)
-            tables = quantize_tables(model, excluded=excluded) if "Gather" in ops else []
-            if not names and not tables:
-                raise nothing_to_quantize(
-                    f"no {' or '.join(sorted(ops))} with float32 weights of two dimensions among {len(before)} nodes"
-                )
-            if names:
-                model.graph.opset_imports[_DOMAIN] = 1
-            files.save(_weights.cleaned(model), target)
-        left = [n for n in before if n.op_type in ("MatMul", "Gemm", "Conv") and n.name not in set(names)]
-        return Done(
-            details={
-                "quantized": {"products": len(names), "tables": len(tables)},
-                "left_float": described_nodes(left),
-                "nodes": sorted(names + tables),
-                "weights": f"{self.bits} bits in blocks of {self.block_size}",
-            },
-        )
+            for product in work.products:
+                self._replace(work.model.graph, product, stored)
+            if work.products:
+                work.model.graph.opset_imports[_DOMAIN] = 1
+            tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
+            return work.written(target, tables, f"{self.bits} bits in blocks of {self.block_size}")
 
     def _replace(self, graph: ir.Graph, product: Product, stored: dict[tuple[str, bool], list[ir.Value]]) -> None:
         import onnx_ir as ir

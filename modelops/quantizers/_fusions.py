@@ -1,0 +1,148 @@
+"""Transformers fused for onnxruntime before they are quantized: the integer kernels are not all that takes time.
+
+Around the products of a transformer, softmax, normalization and masks take most of the time that int8 leaves. Fused,
+MiniLM runs 1.1 to 1.4 times as fast again. onnxscript's rewriter finds the patterns; it is held against the source
+before its graph is used. Where it packs three projections into one Attention node, whose int8 form takes no additive
+mask, they are taken apart again, so that each is quantized by itself::
+
+    Attention(x, [Wq Wk Wv], b, mask)   →   MultiHeadAttention(x · Wq, x · Wk, x · Wv, b, mask)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelops.errors import ModelOpsError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+log = logging.getLogger(__name__)
+
+_DOMAIN = "com.microsoft"
+_PRODUCTS = ("_query", "_key", "_value")
+_ROWS = 4
+# Fusing changes the order of a few sums: 126 dB on MiniLM.
+_LEAST_SQNR = 80.0
+
+
+def fused(source: Path, scratch: Path, keep: set[str]) -> tuple[Path, dict[str, int], str]:
+    """(the fused model, how many fusions of each sort, a remark); the source itself where nothing is gained.
+
+    ``keep`` names nodes that the user spoke of: a graph that would lose one of them stays as it is.
+    """
+    from modelops.graphs import files
+
+    model = files.load(source)
+    if not _attends(model.graph):
+        return source, {}, ""
+    types = {value.name: value.type for node in model.graph for value in node.outputs}
+    target = scratch / "fused.onnx"
+    try:
+        counts = _fuse(model)
+        if not counts:
+            return source, {}, ""
+        if lost := sorted(keep - {str(node.name) for node in model.graph}):
+            return source, {}, f"attention was not fused, since that would swallow {lost[0]!r} of --exclude"
+        for node in model.graph:
+            for value in node.outputs:
+                value.type = value.type or types.get(value.name) or _type_of(node)
+        files.save(model, target)
+        found = _sqnr(source, target)
+    except ModelOpsError as error:
+        log.debug("fusing failed", exc_info=True)
+        return source, {}, f"attention was not fused: {error.message}"
+    except Exception as error:
+        log.debug("fusing failed", exc_info=True)
+        return source, {}, f"attention was not fused: onnxscript's rewriter failed ({type(error).__name__})"
+    if not found >= _LEAST_SQNR:
+        return source, {}, f"attention was not fused: the fused graph differs from the source ({found:.0f} dB)"
+    return target, counts, "fused for onnxruntime before it was quantized: other runtimes may not know these operators"
+
+
+def _attends(graph: ir.Graph) -> bool:
+    """Whether two activations are multiplied with each other after a Softmax."""
+    softmax = any(node.op_type == "Softmax" for node in graph)
+    return softmax and any(
+        node.op_type == "MatMul" and all(value is not None and value.const_value is None for value in node.inputs)
+        for node in graph
+    )
+
+
+def _fuse(model: ir.Model) -> dict[str, int]:
+    """Fuse in place; the fusions that happened, by name."""
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    fused_model, counts = optimize_for_ort(model)
+    assert fused_model is model or fused_model.graph is model.graph
+    for node in list(model.graph):
+        if node.op_type == "Attention" and node.domain == _DOMAIN:
+            _take_apart(model.graph, node)
+    return {name: count for name, count in sorted(counts.items()) if count}
+
+
+def _type_of(node: ir.Node) -> ir.TypeProtocol | None:
+    """The type of what a node that we brought in gives; later passes need to know it."""
+    import onnx_ir as ir
+
+    floats = node.domain == _DOMAIN or (node.op_type == "MatMul" and str(node.name).endswith(_PRODUCTS))
+    return ir.TensorType(ir.DataType.FLOAT) if floats else None
+
+
+def _take_apart(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace an Attention by three products and a MultiHeadAttention, where its weights are three matrices."""
+    import onnx_ir as ir
+
+    inputs = [*node.inputs, *([None] * (7 - len(node.inputs)))]
+    x, packed, bias, mask_index, past, mask = inputs[:6]
+    producer = packed.producer() if packed is not None else None
+    if producer is None or producer.op_type != "Concat" or len(producer.inputs) != 3:
+        return
+    if mask_index is not None or past is not None or inputs[6] is not None or not _is_plain(node):
+        return
+    products = [
+        ir.node("MatMul", [x, weight], name=f"{node.name}{suffix}")
+        for suffix, weight in zip(_PRODUCTS, producer.inputs, strict=True)
+    ]
+    for product in products:
+        product.outputs[0].name = f"{product.name}_product"
+    attributes: dict[str, Any] = {"num_heads": node.attributes["num_heads"].as_int()}
+    if "scale" in node.attributes:
+        attributes["scale"] = node.attributes["scale"].as_float()
+    heads = ir.node(
+        "MultiHeadAttention",
+        [*(product.outputs[0] for product in products), bias, None, mask],
+        attributes,
+        domain=_DOMAIN,
+        name=f"{node.name}_heads",
+    )
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [*products, heads], node.outputs[:1], heads.outputs)
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether an Attention does nothing that the parts would not do."""
+    unused = all(not list(value.uses()) and not value.is_graph_output() for value in node.outputs[1:])
+    return unused and set(node.attributes) <= {"num_heads", "qkv_hidden_sizes", "scale"}
+
+
+def _sqnr(source: Path, candidate: Path) -> float:
+    """The least ratio of signal to noise among the outputs, on a few made-up rows."""
+    from modelops.graphs import runs
+    from modelops.measures.comparison import Comparison
+
+    comparison = Comparison()
+    with runs.session(source, trusted=True) as before, runs.session(candidate) as after:
+        for feed in _feeds(source, before.signature):
+            comparison.add(runs.run(before, feed), runs.run(after, feed))
+    values = [difference.sqnr for difference in comparison.differences().values() if not difference.problem]
+    found = [value for value in values if value is not None]
+    return min(found) if found and len(values) == len(comparison.differences()) else float("nan")
+
+
+def _feeds(source: Path, signature: Any) -> Iterator[dict[str, Any]]:
+    from modelops.graphs.seeded import index_bounds, random_feeds
+
+    yield from random_feeds(signature, _ROWS, bounds=index_bounds(source))
