@@ -163,12 +163,9 @@ def told(place: Place | None, doing: str) -> Iterator[None]:
     except ModelOpsError:
         raise
     except MemoryError as error:
-        raise ResourceExhausted(
-            f"{doing} {place or 'the module'} ran out of memory", hint="free some memory"
-        ) from error
+        raise ResourceExhausted(f"{what} ran out of memory", hint="free some memory") from error
     except (Exception, SystemExit) as error:
-        what = f"{doing} {place or 'the module'}"
-        raise StageFailed(f"{what} failed: {summary(error, place)}", hint=f"correct {where(error, place)}") from error
+        raise StageFailed(f"{what} failed: {summary(error, place)}", hint=f"look at {where(error, place)}") from error
 
 
 def summary(error: BaseException, place: Place | None = None) -> str:

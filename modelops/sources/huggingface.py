@@ -109,6 +109,7 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
             use_safetensors=True,
             weights_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name below
             dtype=torch.float32,
             attn_implementation=attention,
         )

@@ -186,7 +186,7 @@ def _tried(made: _Made, cases: Cases) -> list[dict[str, Any]]:
 
 
 def _details(loaded: Loaded, prepared: Prepared, cases: Cases, work: _Work) -> dict[str, Any]:
-    envelope = prepared.envelope
+    envelope = cases.envelope
     bounds = {dim: [envelope.low(dim), envelope.high(dim)] for dim in envelope.dims}
     return {
         "dimensions": {dim: {"traced": envelope.traced[dim], "bounds": bounds[dim]} for dim in envelope.dims},

@@ -60,6 +60,7 @@ def prepare(loaded: Loaded, stage: Convert) -> Prepared:
         outputs = eager.probe(eager.feed())
     envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.dynamic is not None and bool(asked or stage.static))
     _refuse_random(eager)
+    _refuse_fixed(eager, envelope)
     return Prepared(eager, envelope, examples, loaded.ranges, outputs)
 
 
@@ -156,34 +157,50 @@ def _settled(eager: Eager, specs: Sequence[TensorSpec], bounds: Bounds, loaded: 
                     hint="name the dimensions with --input, or give examples that agree",
                 )
     envelope = Envelope(
-        tuple(specs), {dim: max(2, size, bounds.get(dim, (1,))[0]) for dim, size in traced.items()}, bounds
+        specs, {dim: _traceable(size, *bounds.get(dim, (1, None))) for dim, size in traced.items()}, bounds
     )
-    grown = {dim: size for dim, size in envelope.traced.items() if size != traced[dim]}
-    if grown:
-        eager.tensors = [_grown(tensor, spec, grown) for spec, tensor in zip(specs, eager.tensors, strict=True)]
-        _refuse_fixed(eager, grown)
+    if envelope.traced != traced:
+        eager.tensors = _grown(eager, envelope, envelope.traced)
     return envelope
 
 
-def _grown(tensor: torch.Tensor, spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
-    """The example repeated along dimensions that must be larger."""
+def _traceable(size: int, low: int, high: int | None) -> int:
+    """The size nearest to the example's that is within the bounds, and not 1."""
+    return max(2, low, min(size, high or size))
+
+
+def _grown(eager: Eager, envelope: Envelope, sizes: Mapping[str, int]) -> list[torch.Tensor]:
+    """The example inputs brought to these sizes, repeated where they are too short."""
     import torch
 
-    for axis, dim in enumerate(spec.shape):
-        if dim in sizes:
-            tensor = tensor.index_select(axis, torch.arange(sizes[str(dim)]) % tensor.shape[axis])
-    return tensor
+    found = []
+    for spec, tensor in zip(envelope.specs, eager.tensors, strict=True):
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str):
+                tensor = tensor.index_select(axis, torch.arange(sizes[dim]) % tensor.shape[axis])
+        found.append(tensor)
+    return found
 
 
-def _refuse_fixed(eager: Eager, grown: Mapping[str, int]) -> None:
-    try:
-        eager.run(eager.feed())
-    except Exception as error:
-        what = ", ".join(f"{dim!r} (of size {size})" for dim, size in grown.items())
-        raise StageFailed(
-            f"dimension {what} can't be dynamic, the module itself refuses it: {summary(error)}",
-            hint="make forward take any size there, or convert with --static",
-        ) from error
+def _refuse_fixed(eager: Eager, envelope: Envelope) -> None:
+    """StageFailed where the module itself takes a dimension at one size only: no exporter could make it vary."""
+    for dim, size in envelope.traced.items():
+        high = envelope.high(dim)
+        others = [other for other in (size + 1, 2 * size, size - 1) if other >= 1 and (high is None or other <= high)]
+        refusals: list[tuple[int, Exception]] = []
+        for other in others:
+            tensors = _grown(eager, envelope, {**envelope.traced, dim: other})
+            try:
+                eager.flat(*tensors)
+                break
+            except Exception as error:
+                refusals.append((other, error))
+        if others and len(refusals) == len(others):
+            refused, why = refusals[0]
+            raise StageFailed(
+                f"dimension {dim!r} can't be dynamic, the module itself refuses size {refused}: {summary(why)}",
+                hint="make forward take any size there, or convert with --static",
+            ) from why
 
 
 def _refuse_random(eager: Eager) -> None:

@@ -1,0 +1,162 @@
+"""Modules that convert is tried on: each is the smallest that shows one thing."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Cnn(nn.Module):
+    """A ``view`` on the batch, as many networks have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(36, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.head(self.dropout(x.view(x.size(0), -1)))
+
+
+class Nested(nn.Module):
+    """A dict in; dicts, tuples and None out."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, batch):
+        scores = self.head(batch["image"])
+        best, index = scores.topk(2)
+        boxes = batch["boxes"].gather(1, index)
+        return {"logits": scores * batch["scale"][:, None], "top": (best, index, None), "boxes": {"kept": boxes}}
+
+
+class Tagger(nn.Module):
+    """Any number of tokens; the states have their batch on the second axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(30, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        states, (last, _) = self.lstm(self.embed(tokens))
+        return {"logits": self.head(states), "last": last}
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.after(self.linear(x), x)
+
+    def after(self, y, x):
+        return y
+
+
+class Dropped(Linear):
+    def after(self, y, x):
+        return nn.functional.dropout(y)
+
+
+class Logarithm(Linear):
+    def after(self, y, x):
+        return torch.log(y)
+
+
+class Mixed(Linear):
+    def after(self, y, x):
+        return y, 3.0
+
+
+class Empty(Linear):
+    def after(self, y, x):
+        return {"y": None}
+
+
+class Fixed(Linear):
+    def after(self, y, x):
+        return y.reshape(2, 2, 2).sum(1)
+
+
+class Branching(Linear):
+    def after(self, y, x):
+        return y if x.sum() > 0 else y * 2
+
+
+class Raising(Linear):
+    def after(self, y, x):
+        raise RuntimeError("never trained")
+
+
+class Deaf(Linear):
+    """An output that hardly depends on the input."""
+
+    def after(self, y, x):
+        return torch.ones_like(y) + 1e-6 * y
+
+
+class Padded(nn.Module):
+    """Needs five steps at least, and gives one value for a whole batch beside one for each row."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 5)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return {"y": y, "mean": y.mean()}
+
+
+class Unused(Linear):
+    def forward(self, x, ignored):
+        return self.linear(x)
+
+
+def cnn():
+    return Cnn(), torch.rand(1, 1, 8, 8)
+
+
+def cnn_alone():
+    return Cnn()
+
+
+def nested():
+    return Nested(), {"image": torch.randn(4, 6), "boxes": torch.randn(4, 5), "scale": torch.rand(4) + 1}
+
+
+def tagger():
+    return Tagger(), torch.randint(0, 30, (2, 9))
+
+
+def padded():
+    return Padded(), torch.randn(2, 3, 12)
+
+
+def unused():
+    return Unused(), (torch.randn(2, 4), torch.randn(2, 7))
+
+
+def linear():
+    return Linear(), torch.randn(2, 4)
+
+
+def fixed():
+    return Fixed(), torch.randn(2, 4)
+
+
+def named(name):
+    return globals()[name](), torch.randn(2, 4)
+
+
+def __getattr__(name):
+    if name.startswith("only_"):
+        return lambda: named(name.removeprefix("only_"))
+    raise AttributeError(name)
