@@ -200,7 +200,7 @@ def _dense(lean: Lean, sparse: onnx.SparseTensorProto, who: str) -> onnx.TensorP
         raise Refusal(f"{who}: only numbers with integer indices can be sparse")
     values, indices, dims = array(sparse.values).ravel(), array(sparse.indices), tuple(sparse.dims)
     outside = f"{who}: its indices do not fit its shape {list(dims)[:8]}"
-    if any(dim <= 0 for dim in dims) or len(indices) != len(values):
+    if not dims or any(dim <= 0 for dim in dims) or indices.ndim not in (1, 2) or len(indices) != len(values):
         raise Refusal(outside)
     if indices.ndim == 2:
         if indices.shape[1] != len(dims) or (indices < 0).any() or (indices >= np.array(dims)).any():

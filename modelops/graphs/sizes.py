@@ -77,10 +77,15 @@ class Walk:
         self.folded = 0
         self.visits = 0
         self.calls: dict[object, tuple[list[Value], int]] = {}
+        self.called: set[FunctionKey] = set()
 
     def run(self) -> list[Value]:
         """What is known of the model's outputs."""
-        return self.graph(self.lean.proto.graph, Frame("the graph"), [])
+        found = self.graph(self.lean.proto.graph, Frame("the graph"), [])
+        for key, function in self.functions.items():  # tools optimize those that nothing calls, too
+            if key not in self.called:
+                self.call(function, calls.Call(function.name, [blob() for _ in function.input], {}, 0), Frame(""))
+        return found
 
     def graph(self, graph: onnx.GraphProto, frame: Frame, arguments: Sequence[Value | None]) -> list[Value]:
         """The values of a graph's outputs; ``arguments`` are for its inputs, in order, where they are known."""
@@ -116,7 +121,7 @@ class Walk:
     def weight(self, tensor: onnx.TensorProto) -> Value:
         value = sized(tensor.dims, tensor.data_type)
         value.constant = True
-        if value.elements <= FEW and tensor.data_type != tensors.STRING:
+        if value.elements <= FEW and tensors.TYPES.get(tensor.data_type, ("", 0))[1] >= 8:
             value.few = lambda: self.elements(tensor)
         return value
 
@@ -125,8 +130,6 @@ class Walk:
         import onnx_ir
 
         dtype = onnx_ir.DataType(tensor.data_type)
-        if dtype.bitwidth < 8:
-            return None
         array = np.frombuffer(self.lean.packed(tensor), dtype=dtype.numpy().newbyteorder("<"))
         return np.array(array.tolist(), dtype=object).reshape(tuple(tensor.dims))
 
@@ -223,8 +226,10 @@ class Walk:
     def call(self, function: onnx.FunctionProto, call: calls.Call, frame: Frame) -> list[Value]:
         """The outputs of a function of the model; a call like an earlier one is not followed again."""
         inputs, attributes = call.inputs, call.attributes
+        identity = function_key_of(function)
+        self.called.add(identity)
         texts = tuple((name, attribute.SerializeToString()) for name, attribute in sorted(attributes.items()))
-        key = (function_key_of(function), tuple(value and value.key() for value in inputs), texts, frame.trips)
+        key = (identity, tuple(value and value.key() for value in inputs), texts, frame.trips)
         if key not in self.calls:
             before = self.folded
             given = {attribute.name: attribute for attribute in function.attribute_proto} | dict(attributes)

@@ -92,6 +92,13 @@ def test_a_while_loop_with_the_largest_trip_count_is_let_in(tmp_path: Path) -> N
     check(saved(hostile.add_to_x([node], "v", hostile.constant("trips", 2**63 - 1), *weights), tmp_path))
 
 
+def test_bomb_in_a_function_that_nothing_calls_is_refused(tmp_path: Path) -> None:
+    size = helper.make_node("Constant", [], ["s"], value_ints=[2**40])
+    made = perceptron()
+    made.functions.append(hostile.function("f", size, helper.make_node("ConstantOfShape", ["s"], ["b"])))
+    refused(saved(made, tmp_path), "ConstantOfShape")
+
+
 def test_message_of_a_bomb_names_the_node_and_the_sizes(tmp_path: Path) -> None:
     made = hostile.BOMBS["expand to 10 GB"]()
     made.graph.node[0].name = "culprit"
