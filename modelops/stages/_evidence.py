@@ -12,7 +12,7 @@ from typing import Any
 from modelops.core.report import Check, Metric, Report
 from modelops.errors import InputRefused
 from modelops.measures.verdicts import Rules, SpeedVerdict, order_effect
-from modelops.stages import _preflight, _profile, _speed
+from modelops.stages import _baseline, _preflight, _profile, _speed
 from modelops.stages._speed import Record
 
 BLOCKS = "blocks.jsonl"
@@ -26,7 +26,8 @@ class Evidence:
 
     ``setup`` says what was measured and on what: models, backends, feed, seed. ``checks`` are those of the outputs,
     made before the timing. ``profile`` holds the time of every node, ``others`` further sides that were timed beside
-    the judged one, by the name of their backend. ``rows`` is how many samples one inference takes.
+    the judged one, by the name of their backend, ``baseline`` the summary of an earlier measurement. ``rows`` is how
+    many samples one inference takes.
     """
 
     judged: str
@@ -40,6 +41,7 @@ class Evidence:
     notes: tuple[str, ...] = ()
     profile: Sequence[Mapping[str, Any]] | None = None
     others: Mapping[str, str] = field(default_factory=dict)
+    baseline: Mapping[str, Any] | None = None
 
     def verdict(self) -> SpeedVerdict | None:
         """The speed verdict, derived from the records; None where nothing was asked."""
@@ -51,6 +53,9 @@ class Evidence:
         """Figures of both sides, checks of outputs and speed, and what a person should know."""
         metrics = list(_speed.metrics(self.records, self.judged, self.rows))
         checks, notes = list(self.checks), [*self.notes, *self._notes()]
+        if self.baseline is not None:
+            checks += _baseline.checks(self.baseline, self.summary())
+            notes += _baseline.notes(self.baseline, self.summary())
         details: dict[str, Any] = {"setup": dict(self.setup), "clock": _speed.clock(self.records)}
         if self.profile is not None:
             peak = self.setup.get("peak")
@@ -69,6 +74,18 @@ class Evidence:
             if verdict.verdict == "inconclusive":
                 details["hint"] = self._hint(verdict)
         return Report(tuple(metrics), tuple(checks), tuple(notes), details)
+
+    def summary(self) -> dict[str, Any]:
+        """What a later measurement is held against: figures of the judged model, its latency, and where it ran."""
+        memory = next(
+            m.value for m in _speed.metrics(self.records, self.judged, self.rows) if m.name == "memory_of_model"
+        )
+        return {
+            "figures": {**self.setup["figures"], "memory_of_model_bytes": found["memory_of_model"]},
+            "backend": self.setup["models"][self.judged]["backend"],
+            "latency_p50_ms": found["latency_p50"],
+            "machine": self.setup["machine"],
+        }
 
     def _beside(self, prefix: str, side: str) -> list[Metric]:
         """The figures of another side that matter beside the judged one, and how many times as fast it is."""
@@ -126,6 +143,7 @@ class Evidence:
             "checks": [check.to_dict() for check in self.checks],
             "notes": list(self.notes),
             "others": dict(self.others),
+            "baseline": None if self.baseline is None else dict(self.baseline),
             "profile": None if self.profile is None else list(self.profile),
         }
         with open(folder / MEASUREMENTS, "x", encoding="utf-8") as file:
@@ -153,6 +171,7 @@ class Evidence:
                 notes=tuple(values["notes"]),
                 profile=values["profile"],
                 others=values["others"],
+                baseline=values["baseline"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputRefused(

@@ -21,6 +21,7 @@ from modelops.datasets import Dataset
 from modelops.errors import EnvironmentMissing, InputRefused, UsageError
 from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
+from modelops.stages._baseline import fingerprint, fixed_figures
 from modelops.stages._correctness import first_run, output_checks
 from modelops.stages._evidence import Evidence
 from modelops.stages._peak import remembered
@@ -52,6 +53,9 @@ class Bench(Stage):
     dim: tuple[str, ...] = option((), help="Size of a dynamic dimension, such as sequence=128. Repeatable.")
     data: Path | None = option(None, help="Samples to time on; by default those of the reference, or random ones.")
     dataset: Dataset | None = choice(DATASETS, None, help="How the data is read, when its form does not tell.")
+    baseline: Path | None = option(
+        None, help="Evidence of an earlier bench: size, nodes, parameters and memory must not grow."
+    )
     budget: float = option(60.0, help="Time for the timing.", min=1.0, unit="seconds")
     launches: int = option(5, help="Fresh processes to time a model in that is not compared.", min=1, max=100)
     ignore: float = option(0.02, help="A slow-down that nobody minds.", min=0.0, max=10.0, unit="fraction")
@@ -69,6 +73,7 @@ class Bench(Stage):
             return self._replayed(source, draft)
         rules = Rules(ignore=self.ignore, detect=self.detect, at_least=self.at_least)
         self._refuse_contradictions()
+        baseline = self._baseline()
         with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
             job = self._job(source, Path(folder))
             judged = replace(job.judged, expected=first_run(job.judged, job.feed, Path(folder)))
@@ -96,6 +101,7 @@ class Bench(Stage):
             budget_seconds=self.budget,
             setup=job.setup(contenders, self.seed),
             profile=profile,
+            baseline=baseline,
             others={backend: contender.name for backend, contender in others.items()},
             checks=tuple(checks),
             notes=(f"timed on {job.origin}: {job.shapes()}", *notes),
@@ -139,6 +145,15 @@ class Bench(Stage):
         for backend in (self.backend, self.against_backend):
             if backend is not None:
                 require_usable(backend)
+
+    def _baseline(self) -> dict[str, Any] | None:
+        """The summary of the earlier measurement; InputRefused when that is no evidence of bench."""
+        if self.baseline is None:
+            return None
+        try:
+            return Evidence.read(Artifact.open(self.baseline).path).summary()
+        except (KeyError, StopIteration, TypeError, ValueError) as error:
+            raise InputRefused(f"{self.baseline} holds records that bench did not write: {error!r}") from error
 
     def _others(
         self,
@@ -200,7 +215,9 @@ class Bench(Stage):
                 raise UsageError(f"{other.name} runs source models", hint="name the source with --against")
             ids["against"] = source.id
             against = Contender(f"{name} on {other.name}", other, source.model)
-        return _Job(judged, against, feed, origin, BatchAxis.of(source.signature).rows(feed), ids)
+        return _Job(
+            judged, against, feed, origin, BatchAxis.of(source.signature).rows(feed), ids, fixed_figures(source)
+        )
 
 
 @dataclass(frozen=True)
@@ -213,6 +230,7 @@ class _Job:
     origin: str
     rows: int
     ids: Mapping[str, str]
+    figures: Mapping[str, int]
 
     def shapes(self) -> str:
         """The feed's shapes for a person to read."""
@@ -228,6 +246,8 @@ class _Job:
             "feed_from": self.origin,
             "seed": seed,
             "peak": remembered(),
+            "machine": fingerprint(),
+            "figures": dict(self.figures),
         }
 
 

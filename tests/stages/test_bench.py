@@ -23,7 +23,7 @@ from modelops.errors import InputRefused, StageFailed, UsageError
 from modelops.graphs import reference
 from modelops.graphs.wrap import wrap
 from modelops.measures.verdicts import Rules
-from modelops.stages import REGISTRY, _launches, _preflight
+from modelops.stages import REGISTRY, _baseline, _launches, _preflight
 from modelops.stages._evidence import BLOCKS, MEASUREMENTS, Evidence
 from modelops.stages._feed import sizes_of, timing_feed
 
@@ -122,6 +122,33 @@ def test_records_that_bench_did_not_write_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputRefused, match="did not write"):
         bench(source, tmp_path / "out", budget=60, launches=5, replay=True)
+
+
+def test_a_model_that_grew_beyond_its_baseline_fails(
+    artifact: Artifact, tmp_path: Path, quick: None, write_perceptron: Callable[..., Path]
+) -> None:
+    _, kept = bench(artifact, tmp_path / "first")
+    with drafting(tmp_path / "baseline") as publication:
+        for file in kept.iterdir():
+            publication.draft.copy(file, file.name)
+        publication.publish(Manifest("evidence", publication.files(), {}, ""))
+    larger = wrap(write_perceptron(tmp_path / "larger.onnx", classes=40), tmp_path / "larger")
+
+    same, _ = bench(artifact, tmp_path / "same", baseline=str(tmp_path / "baseline"))
+    grown, _ = bench(larger, tmp_path / "grown", baseline=str(tmp_path / "baseline"))
+
+    assert same.verdict == "pass" and len(same.checks) == 4
+    failed = {check.name for check in grown.checks if check.verdict == "fail"}
+    assert failed >= {"baseline.size_bytes", "baseline.parameters"} and grown.exit_code == 1
+
+
+def test_timings_of_another_machine_are_not_compared() -> None:
+    here = {"figures": {}, "backend": {}, "latency_p50_ms": 1.0, "machine": {"cpu": "this"}}
+
+    assert "another machine" in _baseline.notes({**here, "machine": {"cpu": "that"}}, here)[0]
+    assert "no verdict" in _baseline.notes(here, here)[0]
+    memory = {"figures": {"memory_of_model_bytes": 1}}
+    assert _baseline.checks({**here, **memory, "backend": {"name": "other"}}, {**here, **memory}) == []
 
 
 def test_altered_evidence_is_refused(tmp_path: Path) -> None:
