@@ -77,9 +77,7 @@ class Evidence:
 
     def summary(self) -> dict[str, Any]:
         """What a later measurement is held against: figures of the judged model, its latency, and where it ran."""
-        memory = next(
-            m.value for m in _speed.metrics(self.records, self.judged, self.rows) if m.name == "memory_of_model"
-        )
+        found = {metric.name: metric.value for metric in _speed.metrics(self.records, self.judged, self.rows)}
         return {
             "figures": {**self.setup["figures"], "memory_of_model_bytes": found["memory_of_model"]},
             "backend": self.setup["models"][self.judged]["backend"],
