@@ -80,3 +80,53 @@ def tokens() -> dict[str, Any]:
 @pytest.fixture
 def images() -> dict[str, Any]:
     return {"image": np.random.default_rng(9).normal(size=(64, 3, 8, 8)).astype(np.float32)}
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """A layer of a transformer encoder as exporters write it: two heads, additive mask, a sum and its normalization."""
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    net (float[n, t, 32] x, float[n, 1, t, t] mask) => (float[n, t, 32] y) {
+        q0 = MatMul (x, wq)
+        q1 = Add (q0, bq)
+        q2 = Reshape (q1, heads)
+        q = Transpose <perm = [0, 2, 1, 3]> (q2)
+        k0 = MatMul (x, wk)
+        k1 = Add (k0, bk)
+        k2 = Reshape (k1, heads)
+        k3 = Transpose <perm = [0, 2, 1, 3]> (k2)
+        k = Transpose <perm = [0, 1, 3, 2]> (k3)
+        v0 = MatMul (x, wv)
+        v1 = Add (v0, bv)
+        v2 = Reshape (v1, heads)
+        v = Transpose <perm = [0, 2, 1, 3]> (v2)
+        qs = Mul (q, root)
+        ks = Mul (k, root)
+        scores = MatMul (qs, ks)
+        masked = Add (scores, mask)
+        share = Softmax <axis = -1> (masked)
+        mixed = MatMul (share, v)
+        m1 = Transpose <perm = [0, 2, 1, 3]> (mixed)
+        m2 = Reshape (m1, flat)
+        o0 = MatMul (m2, wo)
+        o1 = Add (o0, bo)
+        sum = Add (o1, x)
+        y = LayerNormalization <axis = -1> (sum, gamma, beta)
+    }"""
+    constants = {
+        **{name: weights(32, 32, seed=seed, scale=0.2) for seed, name in enumerate(("wq", "wk", "wv", "wo"))},
+        **{name: weights(32, seed=seed) for seed, name in enumerate(("bq", "bk", "bv", "bo", "gamma", "beta"), 4)},
+        "heads": np.array([0, 0, 2, 16]),
+        "flat": np.array([0, 0, 32]),
+        "root": np.float32(0.5),
+    }
+    return model_of(text, constants, tmp_path / "encoder.onnx")
+
+
+@pytest.fixture
+def states() -> dict[str, Any]:
+    """Hidden states, and a mask that hides the second half of every other sample."""
+    rng = np.random.default_rng(2)
+    mask = np.zeros((32, 1, 6, 6), np.float32)
+    mask[::2, :, :, 3:] = -3.4028235e38
+    return {"x": rng.normal(size=(32, 6, 32)).astype(np.float32), "mask": mask}
