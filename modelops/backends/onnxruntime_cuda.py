@@ -67,12 +67,13 @@ class OnnxruntimeCuda(Backend):
                 "cudnn_conv_algo_search": "EXHAUSTIVE",
             },
         )
+        before = cuda.used_bytes()
         session = onnxruntime_session(onnx_path(self, model), self._options(), [provider, "CPUExecutionProvider"])
         if "CUDAExecutionProvider" not in session.get_providers():
             raise EnvironmentMissing(
                 "onnxruntime could not start its CUDA provider: a library of CUDA or cuDNN is missing", hint=_INSTALL
             )
-        return _Session(session, cuda)
+        return _Session(session, cuda, before)
 
     def profile(self, model: Path, feed: Mapping[str, Any], scratch: Path, runs: int) -> list[NodeTime]:
         require_usable(self)
@@ -84,10 +85,11 @@ class OnnxruntimeCuda(Backend):
 
 
 class _Session(OpenSession):
-    def __init__(self, session: Any, cuda: Cuda) -> None:
+    def __init__(self, session: Any, cuda: Cuda, used_before_bytes: int) -> None:
         super().__init__(onnxruntime_signature(session))
         self._session = session
         self._cuda = cuda
+        self._used_before = used_before_bytes
 
     def prepare(self, feed: Mapping[str, Any]) -> Call:
         import onnxruntime as ort
@@ -124,4 +126,5 @@ class _Session(OpenSession):
         return {"threads": 1, "providers": self._session.get_providers(), "device": self._cuda.described()}
 
     def device_memory_bytes(self) -> int | None:
-        return self._cuda.used_bytes()
+        # Whoever else is on the device is paused meanwhile, so that what was added is this session's.
+        return max(0, self._cuda.used_bytes() - self._used_before)

@@ -108,7 +108,8 @@ class Bench(Stage):
         )
         evidence.write(draft.path)
         report = Evidence.read(draft.path).report()
-        return replace(report, details={**report.details, "measured": dict(job.ids), "code_executed": _code(records)})
+        code = [*_code(records), *self._data_code(source)]
+        return replace(report, details={**report.details, "measured": dict(job.ids), "code_executed": code})
 
     def takes_evidence(self) -> bool:
         return self.replay
@@ -127,7 +128,8 @@ class Bench(Stage):
 
     def limits(self, model_bytes: int) -> Limits:
         extra = 60.0 + 1.5 * self.budget
-        if self.against_backend is not None and self.against_backend.opens == "module":
+        runs_code = self.against_backend is not None and self.against_backend.opens == "module"
+        if runs_code or (self.data is not None and ".py:" in self.data.name):
             return _limits.trusted(extra)
         return _limits.default(2 * model_bytes, extra_seconds=extra)
 
@@ -145,6 +147,12 @@ class Bench(Stage):
         for backend in (self.backend, self.against_backend):
             if backend is not None:
                 require_usable(backend)
+
+    def _data_code(self, source: Artifact) -> list[dict[str, str]]:
+        """The user's files that ran to give the samples."""
+        from modelops.stages._workbench import SampleBench
+
+        return SampleBench(source, source.path, self.data, self.dataset).code_executed() if self.data else []
 
     def _baseline(self) -> dict[str, Any] | None:
         """The summary of the earlier measurement; InputRefused when that is no evidence of bench."""
