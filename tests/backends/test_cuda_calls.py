@@ -66,7 +66,8 @@ def test_used_memory_is_what_is_not_free(library: Library) -> None:
 
 
 def test_a_call_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda, "_runtime", lambda found=Library("cudaStreamSynchronize"): found)
+    library = Library("cudaStreamSynchronize")
+    monkeypatch.setattr(_cuda, "_runtime", lambda: library)
 
     with pytest.raises(StageFailed, match="cudaStreamSynchronize failed: out of order"):
         _cuda.Cuda(0).synchronize()
