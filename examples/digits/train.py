@@ -3,9 +3,6 @@
 The 1,797 images lie in the order in which they were collected, writer by writer. The first 1,197 train and the last
 600 are held out, so that hardly a hand, and no image, is on both sides. Calibration images are training images: what
 is held out is never looked at before it judges.
-
-A penalty on the scales of the BatchNorm layers (network slimming, Liu et al. 2017) teaches the network to do
-without some of its channels, which `modelops prune` then removes.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from torch.nn import functional
 
 DATA = Path(__file__).with_name("data")
 TRAINING, CALIBRATION = 1197, 256
-BATCH, SLIMMING = 64, 6e-3
+BATCH = 64
 LEAST_ACCURACY = 0.97
 
 
@@ -59,13 +56,11 @@ def train(images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
     batches = len(images) // BATCH
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=epochs * batches)
-    scales = [layer.weight for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     network.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(images))[: batches * BATCH].split(BATCH):
             logits = network(distorted(images[rows]))
             loss = functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
-            loss = loss + SLIMMING * sum(scale.abs().sum() for scale in scales)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
