@@ -26,6 +26,8 @@ INTEGER_OPS = frozenset(
         "GatherBlockQuantized",
     }
 )
+# Operators that hold most of a model's weights, and do most of its work: a report tells which of them stay float.
+WEIGHTY = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 
 
 def refuse_quantized(source: Path) -> None:

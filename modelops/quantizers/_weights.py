@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.core.workbench import Done
 from modelops.quantizers._opsets import at_least
-from modelops.quantizers._scope import described_nodes, excluded_nodes, name_nodes, nothing_to_quantize
+from modelops.quantizers._scope import WEIGHTY, described_nodes, excluded_nodes, name_nodes, nothing_to_quantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -143,7 +143,7 @@ def opened(
         model = read(place) if fusions else model
     model = at_least(model, opset)
     found = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded]
-    weighted = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv")]
+    weighted = [node for node in model.graph if node.op_type in WEIGHTY]
     return Work(model, found, excluded, len(list(model.graph)), weighted, fusions, notes)
 
 

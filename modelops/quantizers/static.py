@@ -14,8 +14,9 @@ from modelops.errors import UsageError, tool
 from modelops.quantizers import Quantizer
 from modelops.quantizers._histograms import Range, Rule
 from modelops.quantizers._int8 import ReducedRange, reduces
-from modelops.quantizers._plan import OPS, WEIGHTED, Facts, Plan, plan
+from modelops.quantizers._plan import OPS, Facts, Plan, plan
 from modelops.quantizers._scope import (
+    WEIGHTY,
     chosen_ops,
     described_nodes,
     excluded_nodes,
@@ -62,7 +63,7 @@ class Static(Quantizer):
             count = len(model.graph.node)
             raise nothing_to_quantize(f"no Conv, Gemm or MatMul with float32 weights among {count} nodes")
         final, found, special = self._calibrated(model, first, ops, excluded, workbench)
-        weighted = [node for node in model.graph.node if node.op_type in WEIGHTED]
+        weighted = [node for node in model.graph.node if node.op_type in WEIGHTY]
         left = described_nodes(node for node in weighted if node.name not in set(final.names))
         reduced = reduces(self.reduce_range)
         written = _qdq.inserted(model, final, found, per_channel=self.per_channel, reduced=reduced)
