@@ -29,6 +29,7 @@ from typing import ClassVar
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+_LONGEST_TEXT = 2000
 
 # Out of space, over quota, read-only file system, failing device, file too large for the limit in force.
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE})
@@ -39,19 +40,24 @@ _OUT_OF_MEMORY = re.compile(r"bad_alloc|failed to allocate memory|cannot allocat
 class ModelOpsError(Exception):
     """Base of every failure that a user can act on.
 
-    ``message`` states the fact, ``hint`` the next action; both are one line.
+    ``message`` states the fact, ``hint`` the next action; both are one line, cut where a hostile file makes them long.
     """
 
     exit_code: ClassVar[int] = EXIT_BUG
     code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message = _cut(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = _cut(hint)
 
     def to_dict(self) -> dict[str, object]:
         return {"code": self.code, "exit_code": self.exit_code, "message": self.message, "hint": self.hint}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
 class GateFailed(ModelOpsError):

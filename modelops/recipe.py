@@ -34,12 +34,14 @@ from typing import Any
 
 from modelops.core.component import Component, options_of
 from modelops.core.manifest import Manifest
-from modelops.errors import InputRefused, UsageError, missing_path, unknown_name
+from modelops.errors import InputRefused, UsageError, from_os_error, missing_path, unknown_name
 from modelops.stages import REGISTRY as STAGES
 from modelops.stages import Stage
 from modelops.stages._table import Table
 
-LARGEST_BYTES = 1 << 20
+LARGEST_BYTES = 1 << 18
+# tomllib takes time by the square of a key's dots, and a key does not span lines.
+_MOST_DOTS = 500
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,14 @@ class Recipe:
         if path.stat().st_size > LARGEST_BYTES:
             raise InputRefused(f"{path} has more than {LARGEST_BYTES} bytes: not a recipe")
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
+                raise InputRefused(f"{path} has a line with more than {_MOST_DOTS} dots: not a recipe")
+            values = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputRefused(f"{path} is not valid TOML: {error}", hint="mend the line that it names") from error
+        except OSError as error:
+            raise from_os_error(error, "reading the recipe") from error
         base = path.absolute().parent
         for key in values:
             if key not in ("source", "step", "table"):

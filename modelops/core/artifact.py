@@ -21,7 +21,7 @@ from modelops.core import cache
 from modelops.core.manifest import FILE_NAME, LARGEST_BYTES, File, Manifest, unsafe_name
 from modelops.core.renames import exchange, rename_new
 from modelops.core.tensors import Signature
-from modelops.errors import InputRefused, ModelOpsError, UsageError, from_os_error, missing_path
+from modelops.errors import InputRefused, ModelOpsError, StageFailed, UsageError, from_os_error, missing_path
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,12 @@ class Publication:
 
         A target that already holds an equal artifact (same id) counts as published by whoever was faster.
         """
-        _write_new(self.draft.path / FILE_NAME, manifest.to_json().encode())
+        text = manifest.to_json().encode()
+        if len(text) > LARGEST_BYTES:
+            raise StageFailed(
+                f"the manifest of {self.target} would have {len(text):,} bytes: {LARGEST_BYTES:,} at most"
+            )
+        _write_new(self.draft.path / FILE_NAME, text)
         for folder in _folders_bottom_up(self.draft.path):
             _sync_folder(folder)
         if self.force and self.target.exists():

@@ -20,7 +20,7 @@ FAMILY = "modelops.artifact"
 VERSION = 1
 SCHEMA = f"{FAMILY}/{VERSION}"
 FILE_NAME = "manifest.json"
-LARGEST_BYTES = 64 << 20
+LARGEST_BYTES = 16 << 20
 
 Kind = Literal["model", "evidence"]
 
@@ -215,9 +215,11 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 def _upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
-    family, _, number = str(values.get("schema", "")).partition("/")
-    if family != FAMILY or not number.isdecimal():
-        raise InputRefused(f"{where} has the unknown schema {values.get('schema')!r}", hint=f"expected {SCHEMA}")
+    schema = values.get("schema")
+    family, _, number = schema.partition("/") if isinstance(schema, str) else ("", "", "")
+    if family != FAMILY or not (number.isascii() and number.isdecimal() and len(number) < 10):
+        shown = repr(schema[:100]) if isinstance(schema, str) else f"({type(schema).__name__})"
+        raise InputRefused(f"{where} has the unknown schema {shown}", hint=f"expected {SCHEMA}")
     version = int(number)
     if version > VERSION:
         raise InputRefused(

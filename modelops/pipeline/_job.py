@@ -20,7 +20,7 @@ def run(stage: str, options: Mapping[str, Any], source: str, draft: str) -> dict
 
     Gives the report, the description of the model that was written, and the files that user code read.
     """
-    from modelops.graphs.wrap import describe
+    from modelops.graphs.wrap import admitted, describe
     from modelops.stages import REGISTRY
 
     component = REGISTRY.load(stage).parse(options)
@@ -28,6 +28,8 @@ def run(stage: str, options: Mapping[str, Any], source: str, draft: str) -> dict
     reads = _Reads(excluded=(Path(draft), cache.root(), Path(source)))
     reads.start()
     artifact = Artifact.open(Path(source)) if component.reads == "model" else None
+    if artifact is not None and not component.takes_evidence():
+        artifact = admitted(artifact)
     report = component.run(source if artifact is None else artifact, place)
     # Without code of the user's, every file that was read is named by an option, and digested with the key.
     files_read = reads.stop() if report.details.get("code_executed") else {}
