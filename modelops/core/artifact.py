@@ -266,6 +266,8 @@ def drafting(target: Path | str, *, force: bool = False) -> Iterator[Publication
     UsageError when the target exists and ``force`` is False; ResourceExhausted when the disk is full.
     """
     target = Path(os.path.abspath(target))
+    if _DRAFT.fullmatch(target.name):
+        raise UsageError(f"{target.name} is a name for drafts", hint="choose another name")
     if os.path.lexists(target):
         if not force:
             raise target_exists(target)
@@ -288,12 +290,19 @@ def drafting(target: Path | str, *, force: bool = False) -> Iterator[Publication
 
 
 def target_exists(target: Path) -> UsageError:
+    if not _is_replaceable(target):
+        hint = "choose another name; --force won't replace what is not an artifact"
+        return UsageError(f"{target} exists already, and is not an artifact", hint=hint)
     return UsageError(f"{target} exists already", hint="choose another name, or replace it with --force")
+
+
+def _is_replaceable(target: Path) -> bool:
+    return not target.is_symlink() and (target / FILE_NAME).is_file()
 
 
 def refuse_foreign(target: Path) -> None:
     """UsageError unless the path is an artifact directory, so that --force never removes anything else."""
-    if target.is_symlink() or not (target / FILE_NAME).is_file():
+    if not _is_replaceable(target):
         raise UsageError(
             f"{target} is not an artifact: it won't be replaced", hint="move it away, or choose another name"
         )

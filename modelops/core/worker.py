@@ -77,8 +77,11 @@ def call(
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, reader)
         output = log_to or stack.enter_context(tempfile.TemporaryFile())
+        # Temporary files of the child's own: a child that is killed can't remove them.
+        private = tempfile.TemporaryDirectory(prefix="modelops-worker-", ignore_cleanup_errors=True)
+        scratch = stack.enter_context(private)
         try:
-            child = _spawn(function, arguments, writer, output)
+            child = _spawn(function, arguments, writer, output, scratch)
         finally:
             os.close(writer)
         stack.callback(_end, child)
@@ -101,7 +104,9 @@ def call(
     return Outcome(result["value"], seconds, watch.peak or None)
 
 
-def _spawn(function: str, arguments: Mapping[str, Any], writer: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(
+    function: str, arguments: Mapping[str, Any], writer: int, output: IO[bytes], scratch: str
+) -> subprocess.Popen[bytes]:
     job = {"function": function, "arguments": dict(arguments), "events": writer, "parent": os.getpid()}
     try:
         child = subprocess.Popen(
@@ -111,7 +116,7 @@ def _spawn(function: str, arguments: Mapping[str, Any], writer: int, output: IO[
             stderr=subprocess.STDOUT,
             pass_fds=(writer,),
             start_new_session=True,
-            env=child_environment(),
+            env={**child_environment(), "TMPDIR": scratch},
         )
     except OSError as error:
         raise from_os_error(error, "can't start a worker") from error
@@ -161,13 +166,15 @@ class _Watch:
 
 def _events(reader: int, child: subprocess.Popen[bytes], watch: _Watch) -> Iterator[dict[str, Any]]:
     """The child's events until it closes its end of the pipe, or dies and leaves children that hold it open."""
-    buffer = b""
+    buffer, over = b"", False
     while True:
-        ready, _, _ = select.select([reader], [], [], _POLL_SECONDS)
+        ready, _, _ = select.select([reader], [], [], 0 if over else _POLL_SECONDS)
         watch.look()
         if not ready:
-            if child.poll() is not None:
+            if over:
                 return
+            # Once more after its end: it may have written between the look at the pipe and the look at it.
+            over = child.poll() is not None
             continue
         chunk = os.read(reader, 1 << 16)
         if not chunk:

@@ -90,7 +90,7 @@ class _Reads:
     def stop(self) -> dict[str, str]:
         """Digest by absolute path, of the files that still exist."""
         self._active = False
-        temporary = str(Path(tempfile.gettempdir()).resolve()) + os.sep + "tmp"
+        temporary = str(Path(tempfile.gettempdir()).resolve()) + os.sep  # this worker's own
         found = {}
         for name in sorted(self._found):
             real = os.path.realpath(name)

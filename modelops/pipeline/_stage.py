@@ -158,6 +158,8 @@ def run_stage(
     Raises ModelOpsError; a failed gate is no exception but the outcome's ``exit_code``.
     """
     surroundings = surroundings or Surroundings()
+    if not source or target == "":
+        raise UsageError(f"{'OUT' if source else 'IN'} is empty", hint="give a path")
     if target is not None:
         _refuse_overlap(source, Path(target))
     elif stage.writes == "model":
