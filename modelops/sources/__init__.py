@@ -29,7 +29,9 @@ class Loaded:
     """A model as a source gives it: a torch module with example inputs, or the path of an ONNX file.
 
     ``args`` and ``kwargs`` are what the module is called with; without any, the user's ``--input`` says what it takes.
-    ``dynamic`` maps an input's name to its dynamic axes and their names; None leaves that to the stage. ``ranges``
+    ``drawn`` says that the source made them up, so that others will do as well. ``input_names`` are the names of the
+    tensors in them, where their place does not tell. ``dynamic`` maps such a name to its dynamic axes and their names;
+    None leaves that to the stage. ``exporters`` are those that can read the module. ``ranges``
     holds for integer inputs how many values they may take, ``bounds`` the sizes that a dynamic dimension may have.
     ``files`` are carried into the artifact under their keys (tokenizer, preprocessor).
     """
@@ -37,6 +39,9 @@ class Loaded:
     module: Any = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    drawn: bool = False
+    input_names: tuple[str, ...] = ()
+    exporters: tuple[str, ...] = ("dynamo", "torchscript")
     dynamic: Mapping[str, Mapping[int, str]] | None = None
     ranges: Mapping[str, int] = field(default_factory=dict)
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -85,5 +90,5 @@ def detect(spec: str) -> Source:
         raise missing_path("source", path)
     if (path / "manifest.json").is_file():
         raise InputRefused(f"{spec} is an artifact: it is converted already", hint="give it to simplify or quantize")
-    forms = "a Hugging Face directory, file.py:function, package.module:function or a model.onnx"
+    forms = "a Hugging Face directory, file.py:function, package.module:function, or an .onnx, .pt2, .pt or .pth file"
     raise InputRefused(f"{spec} is no form of model that can be read", hint=f"give {forms}")

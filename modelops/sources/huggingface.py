@@ -61,6 +61,7 @@ class Huggingface(Source):
         return Loaded(
             module=module,
             kwargs=found.tensors(),
+            drawn=True,
             dynamic=found.dynamic,
             ranges=found.ranges,
             bounds=found.bounds,

@@ -11,7 +11,7 @@ from typing import Any
 from modelops.core.worker import Limits
 from modelops.errors import StageFailed
 from modelops.sources import Loaded, Request, Source
-from modelops.sources._user_code import call, executed, files_of, locate, resolve, told
+from modelops.sources._user_code import Place, call, executed, files_of, locate, resolve, told
 
 _SPEC = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 _RETURNS = "return a torch module, (module, inputs), or (module, args, kwargs)"
@@ -35,10 +35,7 @@ class PythonFunction(Source):
         return {"source": files.pop(own)} | {f"source module {name}": path for name, path in files.items()}
 
     def limits(self, model_bytes: int) -> Limits | None:
-        from modelops.core import machine
-
-        del model_bytes
-        return Limits(wall_seconds=3600.0, memory_bytes=int(0.9 * machine.memory_bytes()))
+        return code_limits(model_bytes)
 
     def open(self, spec: str, request: Request) -> Loaded:
         import torch
@@ -52,11 +49,25 @@ class PythonFunction(Source):
             from modelops.sources._weights import load_strictly
 
             notes += load_strictly(module, request.weights)
-        if any(part.training for part in module.modules()):
-            with told(place, "putting in eval mode"):
-                module.eval()
-            notes.append("the module was in training mode: it was put in eval mode")
+        notes += in_eval_mode(module, place)
         return Loaded(module=module, args=args, kwargs=kwargs, code_executed=executed(place), notes=tuple(notes))
+
+
+def code_limits(model_bytes: int) -> Limits:
+    """What the user's own code may use: it is trusted, and stopped only before it takes the machine down."""
+    from modelops.core import machine
+
+    del model_bytes
+    return Limits(wall_seconds=3600.0, memory_bytes=int(0.9 * machine.memory_bytes()))
+
+
+def in_eval_mode(module: Any, place: Place | None) -> tuple[str, ...]:
+    """Put the module in eval mode; the remark to make when it was not."""
+    if not any(part.training for part in module.modules()):
+        return ()
+    with told(place, "putting the module in eval mode"):
+        module.eval()
+    return ("the module was in training mode: it was put in eval mode",)
 
 
 def _parts(value: Any, where: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

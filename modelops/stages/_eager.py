@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +54,15 @@ class Eager:
     ``flat`` is that function as a torch module, for the exporters; ``output_names`` are known after ``probe``.
     """
 
-    def __init__(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str] = ()
+    ) -> None:
         import torch
 
         self.module = module
-        given = {**dict(zip(_parameters(module, len(args)), args, strict=True)), **kwargs}
+        given = {**dict(zip(_positional(module, len(args)), args, strict=True)), **kwargs}
         found = [(path, leaf) for path, leaf in leaves(given) if isinstance(leaf, torch.Tensor)]
-        self.input_names = input_names([path for path, _ in found])
+        self.input_names = list(names) or input_names([path for path, _ in found])
         self.tensors: list[torch.Tensor] = [leaf.detach().cpu() for _, leaf in found]
         self.output_names: list[str] = []
         self.flat = _flat(module, args, kwargs)
@@ -122,6 +124,7 @@ def _flat(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             setattr(self, INNER, module)
+            self.training = False  # eval() would descend into the module, which some forms refuse
 
         def call(self, *tensors: torch.Tensor) -> Any:
             rest = iter(tensors)
@@ -131,18 +134,22 @@ def _flat(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
             return tuple(leaf for _, leaf in leaves(self.call(*tensors)))
 
-    return Flat().eval()
+    return Flat()
 
 
-def _parameters(module: Any, count: int) -> list[str]:
-    """A name for each positional argument: that of forward's parameter, numbered where one takes them all."""
-    names: list[str] = []
-    for parameter in inspect.signature(module.forward).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            names += [f"{parameter.name}_{number}" for number in range(count - len(names))]
-        elif parameter.kind is not parameter.KEYWORD_ONLY and parameter.kind is not parameter.VAR_KEYWORD:
-            names.append(parameter.name)
-    return [*names, *(f"input_{number}" for number in range(len(names), count))][:count]
+def parameters(module: Any) -> list[str]:
+    """The names of what forward takes; those of a list of its own, such as ``*xs``, left out."""
+    schema = getattr(module.forward, "schema", None)  # a TorchScript method has no Python signature
+    if schema is not None:
+        return [argument.name for argument in schema.arguments if argument.name != "self"]
+    found = inspect.signature(module.forward).parameters.values()
+    return [each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+
+
+def _positional(module: Any, count: int) -> list[str]:
+    """A name for each positional argument, numbered where one parameter takes them all."""
+    names = parameters(module)[:count]
+    return [*names, *(f"input_{number}" for number in range(len(names), count))]
 
 
 def _dtype(value: Any, what: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelops.core.tensors import TensorSpec
+from modelops.errors import UsageError
 from modelops.stages._causes import FrozenDimension, OtherOpset
 from modelops.stages._eager import INNER, Eager
 from modelops.stages._shapes import Envelope
@@ -57,13 +58,19 @@ class Job:
     scratch: Path
 
 
-def ladder(exporter: Exporter) -> list[tuple[str, Callable[[Job], onnx_ir.Model]]]:
-    """The rungs to try, in their order."""
-    rungs: list[tuple[str, Callable[[Job], onnx_ir.Model]]] = []
-    if exporter in ("auto", "dynamo"):
+Rung = tuple[str, Callable[[Job], "onnx_ir.Model"]]
+
+
+def ladder(exporter: Exporter, able: Sequence[str]) -> list[Rung]:
+    """The rungs to try, in their order; ``able`` are the exporters that can read the source."""
+    if exporter != "auto" and exporter not in able:
+        raise UsageError(f"the {exporter} exporter can't read this form of source", hint=f"--exporter {able[0]}")
+    wanted = able if exporter == "auto" else (exporter,)
+    rungs: list[Rung] = []
+    if "dynamo" in wanted:
         suggested = _Suggested()
         rungs += [("dynamo", suggested.first), ("dynamo-fixes", suggested.again), ("dynamo-strict", _strict)]
-    if exporter in ("auto", "torchscript"):
+    if "torchscript" in wanted:
         rungs.append(("torchscript", _torchscript))
     return rungs
 
@@ -161,9 +168,11 @@ def _torchscript(job: Job) -> onnx_ir.Model:
         found = {axis: dim or f"{name}_dim{axis}" for axis, dim in enumerate(dims) if not isinstance(dim, int)}
         if found:
             dynamic[name] = found
+    # A module that is TorchScript already is read as it is: it can't be recorded inside another one.
+    scripted = isinstance(job.eager.module, torch.jit.ScriptModule)
     with _quiet():
         torch.onnx.export(
-            job.eager.flat,
+            job.eager.module if scripted else job.eager.flat,
             tuple(job.tensors),
             str(target),
             input_names=[spec.name for spec in job.envelope.specs],

@@ -22,7 +22,7 @@ from modelops.graphs.reference import Case
 from modelops.sources import Loaded
 from modelops.stages._cases import Cases, observe
 from modelops.stages._causes import Cause, classify
-from modelops.stages._exporters import Job, NothingSuggested, ladder
+from modelops.stages._exporters import Job, NothingSuggested, Rung, ladder
 from modelops.stages._prepare import Prepared, prepare
 from modelops.stages._trial import Trial, try_out
 
@@ -72,8 +72,10 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
         cases = observe(prepared, rows=stage.rows, seed=stage.seed)
     work.notes += prepared.notes + cases.notes
     if cases.problem is not None:
-        return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, prepared, cases, work))
-    made = _climb(prepared, cases, stage, draft.file("model.onnx"), work)
+        return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, cases, work))
+    made = _climb(
+        prepared, cases, ladder(stage.exporter, loaded.exporters), stage.opset, draft.file("model.onnx"), work
+    )
     if made.failed is None:
         with work.timed("float64"):
             made = _with_float64(made, prepared)
@@ -83,7 +85,7 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
         for name, path in loaded.files.items():
             draft.copy(path, name)
     work.notes += [f"{rung} failed: {cause.kind}: {cause.text}; {cause.hint}" for rung, cause in work.failed]
-    details = _details(loaded, prepared, cases, work) | {
+    details = _details(loaded, cases, work) | {
         "exporter": made.rung.partition("-")[0],
         "rung": made.rung,
         "opset": made.opset,
@@ -92,20 +94,20 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     return Report(_metrics(made), tuple(made.checks), tuple(work.notes), details)
 
 
-def _climb(prepared: Prepared, cases: Cases, stage: Convert, target: Path, work: _Work) -> _Made:
+def _climb(
+    prepared: Prepared, cases: Cases, rungs: Sequence[Rung], opset: int | None, target: Path, work: _Work
+) -> _Made:
     """The first rung whose result holds; else the first that gave any result; StageFailed when none did."""
     fallback: _Made | None = None
     with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
-        job = Job(
-            prepared.eager, prepared.eager.tensors, prepared.envelope, cases.layout.dims, stage.opset, Path(scratch)
-        )
-        for rung, export in ladder(stage.exporter):
+        job = Job(prepared.eager, prepared.eager.tensors, prepared.envelope, cases.layout.dims, opset, Path(scratch))
+        for rung, export in rungs:
             try:
                 with work.timed("export"):
-                    opset = _written(export(job), target)
+                    written = _written(export(job), target)
                 with work.timed("check"):
                     trial = try_out(target, cases.cases, cases.layout)
-                    made = _Made(rung, opset, trial, trial.checks())
+                    made = _Made(rung, written, trial, trial.checks())
             except NothingSuggested:
                 continue
             except Exception as error:
@@ -185,7 +187,7 @@ def _tried(made: _Made, cases: Cases) -> list[dict[str, Any]]:
     ]
 
 
-def _details(loaded: Loaded, prepared: Prepared, cases: Cases, work: _Work) -> dict[str, Any]:
+def _details(loaded: Loaded, cases: Cases, work: _Work) -> dict[str, Any]:
     envelope = cases.envelope
     bounds = {dim: [envelope.low(dim), envelope.high(dim)] for dim in envelope.dims}
     return {

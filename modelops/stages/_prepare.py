@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from modelops.errors import StageFailed, UsageError, unknown_name
 from modelops.graphs.seeded import random_feed
 from modelops.sources import Loaded
 from modelops.sources._user_code import summary, told
-from modelops.stages._eager import Eager
+from modelops.stages._eager import Eager, parameters
 from modelops.stages._shapes import Envelope, by_batch, declared, from_specs, parse_bounds, parse_input
 
 if TYPE_CHECKING:
@@ -47,18 +46,18 @@ def prepare(loaded: Loaded, stage: Convert) -> Prepared:
     if stage.static and (stage.dim or any(spec.dynamic for spec in asked)):
         raise UsageError("--static leaves no dimension to vary", hint="leave out --static, or give sizes in --input")
     if loaded.args or loaded.kwargs:
-        eager = Eager(loaded.module, loaded.args, loaded.kwargs)
+        eager = Eager(loaded.module, loaded.args, loaded.kwargs, loaded.input_names)
         if not eager.input_names:
             raise StageFailed("there is no tensor among the example inputs", hint="give the module's inputs as tensors")
     else:
         eager = _from_description(loaded, asked, bounds)
-    made_up = loaded.dynamic is not None or not (loaded.args or loaded.kwargs)
+    made_up = loaded.drawn or not (loaded.args or loaded.kwargs)
     specs = _named(eager, loaded, asked, bounds, static=stage.static)
     _refuse_unknown(stage, specs)
     examples = {} if made_up else eager.feed()
     with told(None, "running the module on its example inputs"):
         outputs = eager.probe(eager.feed())
-    envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.dynamic is not None and bool(asked or stage.static))
+    envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.drawn and bool(asked or stage.static))
     _refuse_random(eager)
     _refuse_fixed(eager, envelope)
     return Prepared(eager, envelope, examples, loaded.ranges, outputs)
@@ -75,12 +74,12 @@ def _from_description(loaded: Loaded, asked: Sequence[TensorSpec], bounds: Bound
     envelope = from_specs(asked, bounds)
     feed = random_feed(envelope.signature, 2, 0, envelope.traced, loaded.ranges)
     tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
-    parameters = inspect.signature(loaded.module.forward).parameters
-    if set(tensors) <= set(parameters):
-        return Eager(loaded.module, (), tensors)
-    eager = Eager(loaded.module, tuple(tensors.values()), {})
-    eager.input_names = list(tensors)
-    return eager
+    names = parameters(loaded.module)
+    if set(tensors) <= set(names):
+        tensors = {name: tensors[name] for name in names if name in tensors}
+        if list(tensors) != names[: len(tensors)]:
+            return Eager(loaded.module, (), tensors)
+    return Eager(loaded.module, tuple(tensors.values()), {}, tuple(tensors))
 
 
 def _named(
@@ -94,15 +93,24 @@ def _named(
             TensorSpec(s.name, s.dtype, tuple(dynamic.get(s.name, {}).get(axis, n) for axis, n in enumerate(s.shape)))
             for s in fixed
         )
-        if static:
-            specs = tuple(TensorSpec(s.name, s.dtype, tuple(_static(dim, bounds) for dim in s.shape)) for s in specs)
-        return _overridden(specs, asked)
+        if loaded.drawn:
+            if static:
+                specs = tuple(TensorSpec(s.name, s.dtype, tuple(_static(d, bounds) for d in s.shape)) for s in specs)
+            return _overridden(specs, asked)
+        return _agreed(fixed, fixed if static else specs, asked)
     if not (loaded.args or loaded.kwargs):
         by_name = {spec.name: spec for spec in asked}
         return tuple(by_name[spec.name] for spec in fixed)
-    chosen = {spec.name: spec for spec in (fixed if static else by_batch(fixed))}
-    agreed = {spec.name: spec for spec in declared(fixed, asked)}
-    return tuple(agreed[s.name] if s.name in {a.name for a in asked} else chosen[s.name] for s in fixed)
+    return _agreed(fixed, fixed if static else by_batch(fixed), asked)
+
+
+def _agreed(
+    fixed: Sequence[TensorSpec], default: Sequence[TensorSpec], asked: Sequence[TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    """The inputs as --input names their dimensions, and as they are by default where it says nothing."""
+    named = {spec.name for spec in asked}
+    agreed = declared(fixed, asked)
+    return tuple(one if one.name in named else other for one, other in zip(agreed, default, strict=True))
 
 
 def _static(dim: int | str, bounds: Bounds) -> int:

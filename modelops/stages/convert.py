@@ -24,9 +24,10 @@ class Convert(Stage):
     """Turn a model into ONNX, and check it against the original.
 
     SOURCE is a Hugging Face directory, file.py:function or package.module:function (which returns a torch module, and
-    example inputs with it), or an .onnx file. The batch is dynamic unless you say --static, and so is the sequence of
-    text. What comes out is run in onnxruntime against the original on seeded inputs and at several shapes, and is kept
-    only when it agrees; those inputs and outputs stay with it as reference.npz.
+    example inputs with it), an .onnx file, or a .pt2, .pt or .pth file that you trust. The batch is dynamic unless you
+    say --static, and so is the sequence of text. What comes out is run in onnxruntime against the original on seeded
+    inputs and at several shapes, and is kept only when it agrees; those inputs and outputs stay with it as
+    reference.npz.
     """
 
     reads = "source"
@@ -44,6 +45,7 @@ class Convert(Stage):
         None, help="The ONNX opset to write; when left out 20, or for an .onnx file what it has.", min=7, max=25
     )
     attention: Literal["auto", "eager", "sdpa"] = option("auto", help="How transformers models compute attention.")
+    allow_code: bool = option(False, help="Load files that are programs (.pt2, .pt, .pth); only if you trust them.")
     rows: int = option(32, help="Seeded rows of sample inputs to check with.", min=1, max=4096)
     seed: int = option(0, help="Seed for sample inputs, and for weights that the source makes at random.", min=0)
 
@@ -51,7 +53,7 @@ class Convert(Stage):
         form = self.source or detect(source)
         require(type(form))
         self._refuse_unfit(form)
-        request = Request(weights=self.weights, attention=self.attention)
+        request = Request(weights=self.weights, attention=self.attention, allow_code=self.allow_code)
         if "torch" not in form.requires:
             from modelops.stages._from_onnx import convert as from_onnx
 
