@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Feeds = Callable[[], Iterator[Mapping[str, Any]]]
 
-_MASK_FROM = -1e4
+MASK_FROM = -1e4
 # Nothing that a float32 network computes on purpose is as large as this.
 _UNREAL = 1e18
 _BAND_BYTES = 256 << 20
@@ -152,17 +152,21 @@ def mask_limit(model: onnx.ModelProto) -> float:
     import numpy as np
     import onnx
 
-    weights = {
-        name for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv") for name in node.input[1:]
-    }
+    weights = weights_of(model)
     sizes = [2 * _UNREAL]
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in weights and 0 not in tensor.dims:
             values = onnx.numpy_helper.to_array(tensor)
-            masks = values[values <= _MASK_FROM]
+            masks = values[values <= MASK_FROM]
             if masks.size:
                 sizes.append(float(np.abs(masks).min()))
     return min(sizes) / 2
+
+
+def weights_of(model: onnx.ModelProto) -> set[str]:
+    """The tensors that weighted nodes multiply or add: large values in them are no masks."""
+    weighted = (node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv"))
+    return {name for node in weighted for name in node.input[1:]}
 
 
 def _refuse_nonfinite(feed: Mapping[str, Any]) -> None:

@@ -23,7 +23,8 @@ from modelops.stages import Stage, _limits
 
 _MODEL = "model.onnx"
 # Methods that keep activations in float make a smaller file; that they may be slower is known, and only reported.
-_SIZE_ONLY = frozenset({"weights"})
+_SIZE_ONLY = frozenset({"float16", "weights"})
+_TRANSITIONS: dict[str, TransitionName] = {"float16": "float16", "weights": "weights"}
 
 
 class Quantize(Stage):
@@ -147,7 +148,7 @@ class _Job:
 
     @property
     def transition(self) -> TransitionName:
-        return "weights" if self.method.name in _SIZE_ONLY else "int8"
+        return _TRANSITIONS.get(self.method.name, "int8")
 
     def judge(self) -> None:
         """Read the file back, and hold it against the source."""

@@ -13,6 +13,7 @@ from modelops.core.report import Metric, Report
 from modelops.errors import Inconclusive, UsageError
 from modelops.graphs.wrap import wrap
 from modelops.quantizers.dynamic import Dynamic
+from modelops.quantizers.float16 import Float16
 from modelops.quantizers.static import Static
 from modelops.quantizers.weights import Weights
 from modelops.stages import quantize
@@ -215,3 +216,9 @@ def test_a_real_race_reports_a_ratio(run: Any) -> None:
     speedup = report.metric("speedup")
     assert speedup is not None and 0.01 < speedup.value < 100
     assert report.metric("latency_float").value > 0
+
+
+def test_half_precision_is_held_to_its_own_gates(run: Any, slower: None) -> None:
+    report, _ = run(Quantize(method=Float16()))
+    assert report.exit_code == 0 and check(report, "y.sqnr").threshold == ">= 40 dB"
+    assert all(check.name != "speed" for check in report.checks)
