@@ -150,8 +150,13 @@ def from_os_error(error: OSError, doing: str) -> ModelOpsError:
 
 def missing_path(what: str, path: Path) -> UsageError:
     """The error for a path that does not exist, with the sibling that it may have meant."""
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    guess = nearest(path.name, (name for name in siblings if not name.startswith(".")))
+    if path.is_symlink():
+        return UsageError(f"no such {what}: {path} is a link to nothing", hint="mend the link, or give another path")
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        siblings = []
+    guess = nearest(path.name, (name for name in siblings if not name.startswith(".") and name != path.name))
     hint = f"did you mean {path.parent / guess}?" if guess else "check the path"
     return UsageError(f"no such {what}: {path}", hint=hint)
 

@@ -75,6 +75,8 @@ class Recipe:
     def read(cls, path: Path) -> Recipe:
         """The recipe in a TOML file; UsageError or InputRefused names the step and key that is wrong."""
         if not path.is_file():
+            if path.exists():
+                raise InputRefused(f"{path} is not a file", hint="give a recipe in TOML")
             raise missing_path("recipe", path)
         if path.stat().st_size > LARGEST_BYTES:
             raise InputRefused(f"{path} has more than {LARGEST_BYTES} bytes: not a recipe")
