@@ -46,7 +46,7 @@ class Auto(Simplifier):
             attempts.append({"engine": text, **attempt})
             if attempt["outcome"] == "valid":
                 best, best_rank = text, (attempt["nodes"], attempt["bytes"])
-                _move(place, target)
+                _copy(place, target)
             shutil.rmtree(place.parent)
         return Done(notes=_notes(attempts, best, before), details={"attempts": attempts, "chosen": best or None})
 
@@ -103,13 +103,13 @@ def _size(model: Path) -> int:
     return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
-def _move(model: Path, target: Path) -> None:
+def _copy(model: Path, target: Path) -> None:
     for name in (f"{target.name}.data", target.name):
         target.with_name(name).unlink(missing_ok=True)
     for suffix in ("", ".data"):
         place = model.with_name(model.name + suffix)
         if place.is_file():
-            place.replace(target.with_name(target.name + suffix))
+            shutil.copyfile(place, target.with_name(target.name + suffix))  # the scratch may lie on another disk
 
 
 def _notes(attempts: list[dict[str, Any]], best: str, before: tuple[int, int]) -> tuple[str, ...]:
