@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -54,15 +54,15 @@ class Shell:
         for name, path in self.reports:
             _write(path, _rendered(name, document))
         if self.json:
-            _print(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+            _print(_rendered("json", document))
         elif not self.quiet or document["exit_code"] != 0:
-            _print(_rendered("text", document))
+            _print(_rendered("text", document, **_terminal(), full=self.verbose, quiet=self.quiet))
         code: int = document["exit_code"]
         return code
 
     def show_value(self, value: Mapping[str, Any], text: str) -> int:
         """Print what a command that judges nothing found: JSON, or the text."""
-        _print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) if self.json else text)
+        _print(_rendered("json", value) if self.json else text)
         return 0
 
     def fail(self, error: ModelOpsError) -> int:
@@ -98,7 +98,7 @@ def print_failure(document: Mapping[str, Any], *, as_json: bool) -> int:
     """Print a failed command's document, or its message for a person; gives its exit code."""
     error = document["error"]
     if as_json:
-        _print(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+        _print(_rendered("json", document))
     else:
         print(f"error: {plain(error['message'])}", file=sys.stderr)
         if error["hint"]:
@@ -113,8 +113,10 @@ def plain(text: str) -> str:
 
 
 def _print(text: str) -> None:
+    # What standard output has no characters for is written as escapes.
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text.rstrip("\n"))
+        print(text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has gone (as head does): the exit code still tells.
@@ -135,13 +137,32 @@ def _target(text: str) -> tuple[str, Path]:
     return name, target
 
 
-def _rendered(name: str, document: Mapping[str, Any]) -> str:
+def _rendered(name: str, document: Mapping[str, Any], **options: Any) -> str:
     from modelops.renderers import REGISTRY
 
-    return REGISTRY.load(name)().render(document)
+    return REGISTRY.load(name).parse(options).render(document)
+
+
+def _terminal() -> dict[str, Any]:
+    """What standard output can show: colours, characters beyond ASCII, columns."""
+    on_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    forced = any(os.environ.get(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE"))
+    return {
+        "colour": (on_terminal or forced) and "NO_COLOR" not in os.environ,
+        "ascii": not (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf8"),
+        "width": max(60, min(160, shutil.get_terminal_size().columns)) if on_terminal else 100,
+    }
 
 
 def _write(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():
+        # /dev/stdout, a pipe: written to, and never replaced.
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise from_os_error(error, f"writing the report {path}") from error
+        return
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(text, encoding="utf-8")
