@@ -76,6 +76,15 @@ class Anatomy:
         kept: NDArray[np.bool_] = ~gone[self.class_of[axis.labels]]
         return kept
 
+    def kept_positions(self, gone: NDArray[np.bool_]) -> dict[str, dict[int, NDArray[np.bool_]]]:
+        """For every value that loses something, and for each of its axes that does, which positions stay."""
+        counts = self.removed(gone)
+        found: dict[str, dict[int, NDArray[np.bool_]]] = {}
+        for axis in self.axes.axes:
+            if counts[axis.number] and axis.place.use is None:
+                found.setdefault(str(axis.place.value.name), {})[axis.place.axis] = self.kept(axis, gone)
+        return found
+
     def hidden_channels(self) -> int:
         """All channels that weights make, those of the model's own outputs left out."""
         outside = sum(item.channels for item in self.skipped if item.interface)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,6 +218,7 @@ def observe(network: Network, feed: Mapping[str, Any], scratch: Path) -> None:
         graph.outputs.clear()
         graph.outputs.extend(outputs)
         graph.remove(probes, safe=True)
+        shutil.rmtree(place.parent)
     for value, shape in zip(watched, found, strict=True):
         network._shapes[value] = tuple(int(dim) for dim in shape)
 
@@ -247,6 +249,8 @@ def plain_session(model: Path) -> Any:
 
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Shapes are read as soon as they can be, so that values need not wait for it.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ from modelops.core.component import option
 from modelops.core.report import Metric
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import StageFailed, UsageError
-from modelops.pruners import ZEROED, Pruner
+from modelops.pruners import CUT, ZEROED, Pruner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,9 @@ class Channels(Pruner):
         None, help="Share of the multiply-accumulates that may remain, instead.", min=0.01, max=0.99, unit="fraction"
     )
     importance: Literal["l1", "l2"] = option("l2", help="The norm by which channels are ranked.")
+    recover: Literal["none", "bias", "least-squares"] | None = option(
+        None, help="How what is left makes up for what went; least-squares where there is data, else none."
+    )
     round_to: int = option(8, help="Leave multiples of this many channels, as fast kernels like them.", min=1, max=1024)
 
     def __post_init__(self) -> None:
@@ -42,10 +45,13 @@ class Channels(Pruner):
 
     def prune(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.graphs import files
+        from modelops.graphs.batches import BatchAxis
         from modelops.pruners import _groups, _surgery
         from modelops.pruners._macs import MacCounter
         from modelops.pruners._network import opened
+        from modelops.pruners._recover import recover
 
+        method = self._recovery(workbench)
         network = opened(source, workbench.signature, self._feed(source, workbench), workbench.scratch)
         anatomy = _groups.examine(network)
         if not any(group.size > 1 for group in anatomy.groups):
@@ -56,7 +62,15 @@ class Channels(Pruner):
         removed, hidden = anatomy.removed_channels(gone), anatomy.hidden_channels()
         with _surgery.zeroed(anatomy, gone) as model:
             files.save(model, workbench.scratch / ZEROED)
+        whole = network.model.clone() if method != "none" else None
+        kept = anatomy.kept_positions(gone)
         _surgery.cut(anatomy, gone)
+        recovered: dict[str, Any] = {}
+        if whole is not None and method != "none":
+            files.save(network.model, workbench.scratch / CUT)
+            axis = BatchAxis.of(workbench.signature)
+            found = recover(whole, network.model, kept, workbench.batches(), axis, workbench.scratch, method)
+            recovered = {"method": method, "refitted": found.refitted, "left": found.left}
         files.save(network.model, target)
         return Done(
             notes=self._notes(anatomy),
@@ -69,16 +83,26 @@ class Channels(Pruner):
             details={
                 "asked": self._asked(after / before if before else 1.0, removed / hidden if hidden else 0.0),
                 "groups": [_described(group, gone) for group in anatomy.groups],
+                "recovered": recovered,
                 "skipped": [item.to_dict() for item in anatomy.skipped],
             },
         )
 
+    def _recovery(self, workbench: Workbench) -> Literal["none", "bias", "least-squares"]:
+        if self.recover is None:
+            return "least-squares" if workbench.has_data else "none"
+        if self.recover != "none" and not workbench.has_data:
+            raise UsageError(f"--recover {self.recover} needs samples", hint="give some with --data")
+        return self.recover
+
     def _feed(self, source: Path, workbench: Workbench) -> dict[str, Any]:
         """Inputs for the one run that shows shapes."""
-        if workbench.has_data:
-            return next(iter(workbench.batches()))
+        from modelops.graphs.batches import BatchAxis
         from modelops.graphs.seeded import index_bounds, random_feed
+        from modelops.pruners._flight import small
 
+        if workbench.has_data:
+            return next(iter(small(workbench.batches(), BatchAxis.of(workbench.signature))))
         return random_feed(workbench.signature, _ROWS, bounds=index_bounds(source))
 
     def _chosen(self, anatomy: Anatomy) -> NDArray[np.bool_]:

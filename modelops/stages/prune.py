@@ -81,7 +81,8 @@ class Prune(Stage):
         from modelops.stages._losses import losses
 
         found = losses(source, target, given.rows, "prune", metric=self.metric, max_drop=self.max_drop)
-        return replace(found, checks=tuple(_advisory(check) for check in found.checks))
+        gated = self.eval is not None or self.metric is not None
+        return replace(found, checks=tuple(_advisory(check, gated=gated) for check in found.checks))
 
     def _speed(self, source: Artifact, target: Path, given: _Given) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
         """How many times as fast the new model is, one sample at a time; and what to make of it."""
@@ -122,7 +123,7 @@ class _Given:
         bench = SampleBench(source, scratch, stage.data, stage.dataset, None, _BATCH)
         rows = Rows("the model's own inputs", False)
         if bench.has_data:
-            count, rows = split(bench, stage.samples)
+            count, rows = split(bench, stage.samples) if stage.eval is None else (stage.samples, rows)
             benches.append(bench)
             bench = SampleBench(source, scratch, stage.data, stage.dataset, count, _BATCH)
         if stage.eval is not None:
@@ -187,11 +188,15 @@ def _reached(done: Done, *, best_effort: bool) -> Check:
     return Check("removed", "pass" if best_effort else "fail", text, reached, threshold)
 
 
-def _advisory(check: Check) -> Check:
-    """Agreement with the model before is told, not judged: pruning is meant to change what a model does."""
-    figures = (".top1", ".kl_mean", ".nearest", ".equal")
+def _advisory(check: Check, *, gated: bool) -> Check:
+    """Agreement with the model before is told, not judged: pruning is meant to change what a model does.
+
+    So is the task metric, where labels came with --data and nobody asked for it.
+    """
+    figures = (".top1", ".kl_mean", ".nearest", ".equal", *(() if gated else (".drop",)))
     if check.name.endswith(figures) and check.verdict != "not-evaluated":
-        return replace(check, verdict="not-evaluated", message=f"{check.message}; told, not judged")
+        asked = "" if gated or not check.name.endswith(".drop") else "; --eval or --metric makes it a gate"
+        return replace(check, verdict="not-evaluated", message=f"{check.message}; told, not judged{asked}")
     return check
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,16 +272,19 @@ FOLLOWED: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 class Bench:
-    """What a pruner needs of a stage."""
+    """What a pruner needs of a stage; ``data`` are feeds with a batch axis."""
 
-    has_data = False
-
-    def __init__(self, source: Path, scratch: Path) -> None:
+    def __init__(self, source: Path, scratch: Path, data: Sequence[dict[str, Any]] = ()) -> None:
         from modelops.graphs.describe import signature
 
         scratch.mkdir()
         self.signature = signature(source)
         self.scratch = scratch
+        self.has_data = bool(data)
+        self._data = data
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        return iter(self._data)
 
 
 def outputs(model: Path, feed: dict[str, Any]) -> list[np.ndarray[Any, Any]]:

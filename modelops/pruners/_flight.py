@@ -1,0 +1,88 @@
+"""A network that is run stretch by stretch on many samples, whose values in flight are kept on disk meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelops.graphs.batches import BatchAxis
+from modelops.pruners._segments import Parts, Segment
+
+Feed = dict[str, Any]
+# Samples that run at a time: few, so that the values of wide layers fit into memory.
+_ROWS = 4
+
+
+class Flight:
+    """The values that a network has at one place, batch by batch."""
+
+    def __init__(self, parts: Parts, scratch: Path) -> None:
+        self._parts = parts
+        self._scratch = scratch
+        self._folder = scratch / "0"
+        self._names: list[str] = []
+        self._moves = 0
+
+    def start(self, feeds: Iterable[Feed]) -> None:
+        """Begin with these inputs of the model."""
+        for number, feed in enumerate(feeds):
+            self._names = self._names or list(feed)
+            _store(self._folder / f"{number:06}", [feed[name] for name in self._names])
+
+    def __iter__(self) -> Iterator[Feed]:
+        """What is there, batch after batch."""
+        for folder in sorted(self._folder.iterdir()):
+            yield dict(zip(self._names, _load(folder, len(self._names)), strict=True))
+
+    def look(self, wanted: Sequence[str]) -> Iterator[Feed]:
+        """The values of these names, batch after batch; the place stays where it is."""
+        segment: Segment | None = None
+        for values in self:
+            segment = segment or Segment(self._parts, values, wanted)
+            yield segment.run(values)
+
+    def advance(self, done: Iterable[str], wanted: Sequence[str] = ()) -> Iterator[Feed]:
+        """The values of these names, batch after batch, on the way to the place behind the nodes that are done."""
+        import numpy as np
+
+        live = self._parts.live(done)
+        new, moves = self._scratch / str(self._moves + 1), True
+        for number, values in enumerate(self.look([*live, *(name for name in wanted if name not in live)])):
+            if moves and all(isinstance(values[name], np.ndarray) for name in live):
+                _store(new / f"{number:06}", [values[name] for name in live])
+            else:
+                moves = False  # sequences can't be put on disk: the place stays where it was
+            yield {name: values[name] for name in wanted}
+        if moves:
+            self.close()
+            self._folder, self._names, self._moves = new, live, self._moves + 1
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder)
+
+
+def small(batches: Iterable[Feed], axis: BatchAxis) -> Iterator[Feed]:
+    """The same samples in batches of few, where the model takes any number."""
+    for feed in batches:
+        if axis.symbol is None:
+            yield feed
+            continue
+        for first in range(0, axis.rows(feed), _ROWS):
+            part = slice(first, first + _ROWS)
+            yield {name: array[part] if name in axis.inputs else array for name, array in feed.items()}
+
+
+def _store(folder: Path, arrays: Sequence[Any]) -> None:
+    import numpy as np
+
+    folder.mkdir(parents=True)
+    for number, array in enumerate(arrays):
+        np.save(folder / f"{number}.npy", array, allow_pickle=False)
+
+
+def _load(folder: Path, count: int) -> list[Any]:
+    import numpy as np
+
+    return [np.load(folder / f"{number}.npy", allow_pickle=False) for number in range(count)]

@@ -1,0 +1,239 @@
+"""Makes up for a cut: weights that lost inputs are refitted, so that they give what the source gives there.
+
+Weights are taken in the order in which the network runs. Each sees what the network before it, cut and refitted, now
+gives, and is fitted by least squares to what the source gives at the same place; where it is added to another path, to
+the sum (as in ThiNet, Luo et al. 2017, and asymmetric reconstruction, Zhang et al. 2015). Only the normal equations
+are kept, and between stretches of the network the values in flight are put on disk, so that memory does not grow with
+the number of samples.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelops.core.progress import progress
+from modelops.graphs.batches import BatchAxis
+from modelops.pruners._flight import Feed, Flight, small
+from modelops.pruners._numbers import one_blas_thread
+from modelops.pruners._refits import Refit, Rows, refits
+from modelops.pruners._segments import Parts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    Masks = Mapping[str, Mapping[int, NDArray[np.bool_]]]
+
+# Weights between two times that the values in flight go to disk.
+_STRETCH = 4
+# Rows of the normal equations: some for every unknown, and no more than what takes little time.
+_ROWS_PER_UNKNOWN, _FEWEST_ROWS, _MOST_ROWS = 6, 4096, 24576
+_MOST_UNKNOWNS = 4608
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass
+class Recovery:
+    """What was refitted, with the mean square error of its output before and after; and what was not, and why."""
+
+    refitted: list[dict[str, Any]] = field(default_factory=list)
+    left: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The source and the cut network, whose values have the same names; ``kept`` says what is left of a value."""
+
+    source: Parts
+    cut: Parts
+    kept: Masks
+
+    def cut_like(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """A value of the source, with only those positions that the cut network has."""
+        import numpy as np
+
+        for axis, mask in self.kept.get(name, {}).items():
+            array = np.compress(mask, array, axis=axis)
+        return array
+
+
+def recover(
+    source: ir.Model,
+    cut: ir.Model,
+    kept: Masks,
+    batches: Iterable[Feed],
+    axis: BatchAxis,
+    scratch: Path,
+    method: Literal["bias", "least-squares"],
+) -> Recovery:
+    """Refit the weights of the cut network, in place, on these samples.
+
+    ``kept`` says for values of the source, and for their axes, which positions the cut network still has; ``axis`` how
+    the inputs hold samples.
+    """
+    twins = Twins(Parts(source), Parts(cut), kept)
+    todo = [refit for refit in refits(twins.cut) if str(refit.node.name) in twins.source.by_name]
+    refitting = Refitting(twins, scratch, method)
+    refitting.start(small(batches, axis))
+    progress("refitting", 0, len(todo))
+    with one_blas_thread():
+        for first in range(0, len(todo), _STRETCH):
+            refitting.stretch(todo[first : first + _STRETCH])
+            progress("refitting", min(first + _STRETCH, len(todo)), len(todo))
+    refitting.close()
+    return refitting.found
+
+
+class Refitting:
+    """Two flights side by side: the source is always a stretch ahead, and leaves behind what is to be met."""
+
+    def __init__(self, twins: Twins, scratch: Path, method: Literal["bias", "least-squares"]) -> None:
+        self.found = Recovery()
+        self._twins = twins
+        self._method = method
+        self._goals = scratch / "goals"
+        self._source = Flight(twins.source, scratch / "source")
+        self._cut = Flight(twins.cut, scratch / "cut")
+        self._samples = 0
+
+    def start(self, feeds: Iterable[Feed]) -> None:
+        """Begin with these inputs."""
+        self._source.start(feeds)
+        self._cut.start(iter(self._source))
+        self._samples = sum(len(next(iter(feed.values()))) for feed in self._source)
+
+    def close(self) -> None:
+        self._source.close()
+        self._cut.close()
+
+    def stretch(self, todo: Sequence[Refit]) -> None:
+        """Refit these weights, one after the other, and move on behind them."""
+        rows = [Rows(refit, -(-_rows_of(refit) // self._samples)) for refit in todo]
+        done = [str(refit.node.name) for refit in todo]
+        shapes = self._aim(todo, rows, done)
+        for number, (refit, places) in enumerate(zip(todo, rows, strict=True)):
+            self._refit(refit, places, number, [shape[number] for shape in shapes])
+        for _ in self._cut.advance(done):
+            pass
+        shutil.rmtree(self._goals)
+
+    def _aim(self, todo: Sequence[Refit], rows: Sequence[Rows], done: list[str]) -> list[list[tuple[int, ...]]]:
+        """Put on disk what the source makes where the weights are; the shapes of that, batch by batch."""
+        import numpy as np
+
+        shapes = []
+        for batch, values in enumerate(self._source.advance(done, [refit.target for refit in todo])):
+            folder = self._goals / f"{batch:06}"
+            folder.mkdir(parents=True)
+            goals = [self._twins.cut_like(refit.target, values[refit.target]) for refit in todo]
+            for number, (goal, places) in enumerate(zip(goals, rows, strict=True)):
+                np.save(folder / f"{number}.npy", places.outputs(goal), allow_pickle=False)
+            shapes.append([goal.shape for goal in goals])
+        return shapes
+
+    def _refit(self, refit: Refit, rows: Rows, number: int, shapes: Sequence[tuple[int, ...]]) -> None:
+        import numpy as np
+
+        weight, bias = refit.matrix(), refit.bias_row()
+        solve = self._method == "least-squares"
+        if solve and len(weight) > _MOST_UNKNOWNS:
+            self.found.left.append({"node": str(refit.node.name), "reason": f"{len(weight)} inputs: bias only"})
+            solve = False
+        if not solve and refit.bias is None:
+            return
+        equations = Equations(len(weight) if solve else 0, weight.shape[1])
+        wanted = [name for name in (refit.reads, refit.other) if name is not None]
+        for batch, (shape, values) in enumerate(zip(shapes, self._cut.look(wanted), strict=True)):
+            x = rows.inputs(values[refit.reads], shape).astype(np.float32)
+            goal = np.load(self._goals / f"{batch:06}" / f"{number}.npy", allow_pickle=False)
+            missing = goal.astype(np.float32) - x @ weight - bias
+            if refit.other is not None:
+                missing -= rows.outputs(values[refit.other])
+            equations.add(x, missing, rows.samples(shape))
+        if equations.untouched:
+            return
+        solution = equations.solve(with_bias=refit.bias is not None)
+        if solve:
+            refit.write_matrix(weight + solution[:-1])
+        if refit.bias is not None:
+            refit.write_bias(bias + solution[-1])
+        before, after = equations.errors(solution)
+        self.found.refitted.append({"node": str(refit.node.name), "error_before": before, "error_after": after})
+
+
+def _rows_of(refit: Refit) -> int:
+    return min(max(_FEWEST_ROWS, _ROWS_PER_UNKNOWN * len(refit.matrix())), _MOST_ROWS)
+
+
+class Equations:
+    """Normal equations of missing ≈ x · change + shift, held apart for samples that fit and samples that check."""
+
+    def __init__(self, unknowns: int, outputs: int) -> None:
+        import numpy as np
+
+        self._unknowns = unknowns
+        self._xx = [np.zeros((unknowns + 1, unknowns + 1)) for _ in range(2)]
+        self._xy = [np.zeros((unknowns + 1, outputs)) for _ in range(2)]
+        self._yy = [0.0, 0.0]
+        self._rows = [0, 0]
+        self._samples = 0
+        self._scale = 0.0
+
+    def add(self, x: NDArray[Any], missing: NDArray[Any], samples: NDArray[np.int64]) -> None:
+        """Rows of one batch; ``samples`` says for each which sample of the batch it is from. Every fourth checks."""
+        import numpy as np
+
+        ones = np.ones((len(x), 1), x.dtype)
+        wide = np.concatenate([x, ones], axis=1) if self._unknowns else ones
+        checks = (samples + self._samples) % 4 == 1
+        for half, mine in enumerate((~checks, checks)):
+            part, lacking = wide[mine], missing[mine]
+            self._xx[half] += part.T @ part
+            self._xy[half] += part.T @ lacking
+            self._yy[half] += float(np.square(lacking, dtype=np.float64).sum())
+            self._rows[half] += len(part)
+        self._scale += float(np.square(x, dtype=np.float64).sum())
+        self._samples += int(samples.max()) + 1
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing is missing beyond rounding."""
+        return sum(self._yy) <= 1e-10 * self._scale
+
+    def solve(self, *, with_bias: bool) -> NDArray[np.float64]:
+        """(change below, shift in the last row): fitted on all, with the penalty that serves the samples that check."""
+        penalty = _PENALTIES[-2]
+        if all(self._rows) and self._unknowns:
+            penalty = min(_PENALTIES, key=lambda each: self._error(self._fit((0,), each, with_bias), 1))
+        return self._fit((0, 1), penalty, with_bias)
+
+    def errors(self, solution: NDArray[np.float64]) -> tuple[float, float]:
+        """The mean square of what is missing in a row, before and after."""
+        after = sum(self._error(solution, half) for half in (0, 1))
+        return sum(self._yy) / sum(self._rows), max(0.0, after) / sum(self._rows)
+
+    def _fit(self, halves: tuple[int, ...], penalty: float, with_bias: bool) -> NDArray[np.float64]:
+        """Least squares with a penalty on change, so that what the data does not tell stays as it was."""
+        import numpy as np
+
+        xx, xy = (np.sum([sides[half] for half in halves], axis=0) for sides in (self._xx, self._xy))
+        if not with_bias:
+            xx[-1, :-1] = xx[:-1, -1] = 0.0
+            xy[-1] = 0.0
+        inner = np.arange(self._unknowns)
+        if self._unknowns:
+            xx[inner, inner] += penalty * float(xx[inner, inner].mean()) + 1e-12
+        solution: NDArray[Any] = np.linalg.solve(xx, xy)
+        return solution
+
+    def _error(self, solution: NDArray[np.float64], half: int) -> float:
+        """‖missing − x · solution‖² on one part of the samples."""
+        import numpy as np
+
+        told = np.sum(solution * (self._xx[half] @ solution)) - 2 * np.sum(solution * self._xy[half])
+        return float(told) + self._yy[half]
