@@ -246,17 +246,27 @@ def _owned(out: Path) -> Iterator[_Run]:
     """The run's record, locked against a second run on the same folder."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder", hint="choose another --out")
+    lock = out / ".run.lock"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / ".run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise from_os_error(error, f"can't write {out}") from error
     try:
+        busy = UsageError(f"another run is writing {out}", hint="wait for it, or choose another --out")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"another run is writing {out}", hint="wait for it, or choose another --out") from error
-        yield _Run(out)
+            raise busy from error
+        if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
+            raise busy  # it ended between the two calls, and took its folder away
+        try:
+            yield _Run(out)
+        finally:
+            with contextlib.suppress(OSError):
+                if os.listdir(out) == [lock.name]:  # nothing was made
+                    lock.unlink()
+                    out.rmdir()
     finally:
         os.close(descriptor)
 
