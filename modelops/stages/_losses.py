@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from modelops.core.artifact import Artifact
 from modelops.core.report import Check, Metric
@@ -19,7 +18,7 @@ from modelops.measures.distributions import proportion_bounds
 from modelops.measures.drops import CONFIDENCE, Drop, judge_drop
 from modelops.measures.gates import TransitionName
 from modelops.measures.judging import ROWS_MIN, judge, warnings
-from modelops.stages._measuring import Given, Side, Task, compare_models, from_data
+from modelops.stages._measuring import Findings, Given, Side, Task, compare_models, from_data
 from modelops.stages._workbench import SampleBench
 
 HELD_OUT_MOST = 2048
@@ -153,7 +152,7 @@ def losses(
     )
 
 
-def _compared(source: Artifact, candidate: Path, rows: Rows, task: Task | None) -> Any:
+def _compared(source: Artifact, candidate: Path, rows: Rows, task: Task | None) -> Findings:
     from modelops.backends import REGISTRY
     from modelops.graphs.describe import signature
     from modelops.stages._compare import running

@@ -36,6 +36,8 @@ class Quantize(Stage):
     """
 
     machine_dependent = True
+    # Here and not with the method alone, since the stage may choose that.
+    tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
     method: Quantizer | None = choice(
         REGISTRY, None, help="How to quantize; by default static for convolutions with --data, else dynamic."
@@ -273,7 +275,8 @@ def timed(stage: Quantize, source: Artifact, target: Path) -> Pace:
     result = race(quantized, original, feed, budget_seconds=stage.speed_budget, seed=stage.seed)
     speedup, interval = _speed.speedup(result.records, "float", "quantized")
     text = f"runs at {speedup:.2f}x the speed of float"
-    text += f" ({interval[0]:.2f}…{interval[1]:.2f})" if interval else ""
+    if interval and interval[1] < 4 * interval[0]:
+        text += f" ({interval[0]:.2f}…{interval[1]:.2f})"
     latencies = (
         Metric(f"latency_{one.name}", _speed.block_ms(result.records, one.name), "ms") for one in (quantized, original)
     )
