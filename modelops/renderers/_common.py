@@ -83,7 +83,10 @@ def metrics(document: Document) -> list[Mapping[str, Any]]:
 
 
 def notes(document: Document) -> list[str]:
-    return [str(note) for note in (document.get("report") or {}).get("notes") or ()]
+    """Sentences for a person: what the stage decided, where it had a choice, then its remarks."""
+    report = document.get("report") or {}
+    decision = (report.get("details") or {}).get("decision")
+    return [*([f"decided: {decision}"] if decision else []), *(str(note) for note in report.get("notes") or ())]
 
 
 def worst_first(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

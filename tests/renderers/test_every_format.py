@@ -38,6 +38,12 @@ def test_every_format_tells_an_error_with_its_hint(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_format_tells_what_was_decided(name: str) -> None:
+    report = Report(checks=GOOD.checks, details={"decision": "kept-source"})
+    assert "kept-source" in renderer(name).render(document(report))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_format_tells_why_a_result_was_reused(name: str) -> None:
     if name != "github":
         assert "nothing changed" in renderer(name).render(document(GOOD, reused="nothing changed"))
