@@ -10,10 +10,24 @@ from pathlib import Path
 from modelops.core.component import Component, Option, described, options_of
 from modelops.errors import ModelOpsError, UsageError
 
-_HEAVY = (
-    "numpy onnx onnx_ir onnxruntime onnxscript onnxsim onnxslim torch transformers tokenizers safetensors openvino "
-    "sklearn skl2onnx PIL matplotlib"
-).split()
+_HEAVY = [
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "onnxsim",
+    "onnxslim",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "openvino",
+    "sklearn",
+    "skl2onnx",
+    "PIL",
+    "matplotlib",
+]
 
 
 def check_component(cls: type[Component]) -> None:

@@ -19,9 +19,9 @@ class Null(Backend):
 
     computes = False
 
-    microseconds: float = option(100.0, help="Time that one inference takes, busily.", min=0)
-    fails_at: int = option(0, help="The inference that fails, counted from 1; 0 is none.", min=0)
-    nan_at: int = option(0, help="The inference from which on outputs are NaN; 0 is none.", min=0)
+    microseconds: float = option(default=100.0, help="Time that one inference takes, busily.", min=0)
+    fails_at: int = option(default=0, help="The inference that fails, counted from 1; 0 is none.", min=0)
+    nan_at: int = option(default=0, help="The inference from which on outputs are NaN; 0 is none.", min=0)
 
     def missing(self) -> str:
         return ""

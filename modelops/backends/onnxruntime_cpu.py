@@ -27,10 +27,14 @@ class OnnxruntimeCpu(Backend):
     tools = ("onnxruntime",)
     library = "onnxruntime"
 
-    threads: int = option(0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024)
-    optimization: Literal["none", "basic", "extended", "all"] = option("all", help="Level of graph optimisation.")
-    spinning: bool = option(True, help="Let idle threads spin for more work: faster, and busier.")
-    arena: bool = option(True, help="Keep freed memory in an arena for the next inference.")
+    threads: int = option(
+        default=0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024
+    )
+    optimization: Literal["none", "basic", "extended", "all"] = option(
+        default="all", help="Level of graph optimisation."
+    )
+    spinning: bool = option(default=True, help="Let idle threads spin for more work: faster, and busier.")
+    arena: bool = option(default=True, help="Keep freed memory in an arena for the next inference.")
 
     def missing(self) -> str:
         from importlib.util import find_spec

@@ -30,9 +30,11 @@ class OnnxruntimeCuda(Backend):
     tools = ("onnxruntime-gpu",)
     library = "onnxruntime"
 
-    device: int = option(0, help="Number of the GPU.", min=0)
-    optimization: Literal["none", "basic", "extended", "all"] = option("all", help="Level of graph optimisation.")
-    tf32: bool = option(False, help="Let float32 products be computed with 10 bits of mantissa.")
+    device: int = option(default=0, help="Number of the GPU.", min=0)
+    optimization: Literal["none", "basic", "extended", "all"] = option(
+        default="all", help="Level of graph optimisation."
+    )
+    tf32: bool = option(default=False, help="Let float32 products be computed with 10 bits of mantissa.")
 
     def loses(self) -> TransitionName:
         return "float16" if self.tf32 else "structural"

@@ -23,9 +23,11 @@ class OpenvinoCpu(Backend):
     tools = ("openvino",)
     library = "openvino"
 
-    threads: int = option(0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024)
+    threads: int = option(
+        default=0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024
+    )
     precision: Literal["f32", "bf16", "auto"] = option(
-        "f32",
+        default="f32",
         help="What float32 layers are computed in; auto lets OpenVINO choose, and it picks bf16 where that is fast.",
     )
 

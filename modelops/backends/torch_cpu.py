@@ -21,8 +21,10 @@ class TorchCpu(Backend):
     tools = ("torch",)
     library = "torch"
 
-    threads: int = option(0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024)
-    compile: bool = option(False, help="Compile the model with torch.compile.")
+    threads: int = option(
+        default=0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024
+    )
+    compile: bool = option(default=False, help="Compile the model with torch.compile.")
 
     def missing(self) -> str:
         from importlib.util import find_spec

@@ -23,9 +23,9 @@ class TorchCuda(Backend):
     tools = ("torch",)
     library = "torch"
 
-    device: int = option(0, help="Number of the GPU.", min=0)
-    compile: bool = option(False, help="Compile the model with torch.compile.")
-    tf32: bool = option(False, help="Let float32 products be computed with 10 bits of mantissa.")
+    device: int = option(default=0, help="Number of the GPU.", min=0)
+    compile: bool = option(default=False, help="Compile the model with torch.compile.")
+    tf32: bool = option(default=False, help="Let float32 products be computed with 10 bits of mantissa.")
 
     def loses(self) -> TransitionName:
         return "float16" if self.tf32 else "structural"

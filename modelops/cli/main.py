@@ -17,6 +17,7 @@ from modelops.errors import (
     EnvironmentMissing,
     ModelOpsError,
     UsageError,
+    from_os_error,
     unknown_name,
 )
 
@@ -45,14 +46,14 @@ def run(argv: Sequence[str]) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
-        print("interrupted: nothing was left half-written", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except ModelOpsError as error:
+        return _interrupted(name, as_json=as_json)
+    except (ModelOpsError, PermissionError) as error:
         if debug:
             traceback.print_exc()
         from modelops.cli.shell import failure, print_failure
 
-        return print_failure(failure(name, error), as_json=as_json)
+        told = error if isinstance(error, ModelOpsError) else from_os_error(error, "can't go on")
+        return print_failure(failure(name, told), as_json=as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -62,6 +63,15 @@ def run(argv: Sequence[str]) -> int:
         if as_json:
             _print_bug(name, error)
         return EXIT_BUG
+
+
+def _interrupted(name: str, *, as_json: bool) -> int:
+    from modelops.cli.shell import failure, print_failure
+
+    document = failure(name, ModelOpsError("interrupted: nothing was left half-written"))
+    document["exit_code"] = EXIT_INTERRUPTED
+    document["error"] |= {"code": "interrupted", "exit_code": EXIT_INTERRUPTED}
+    return print_failure(document, as_json=as_json)
 
 
 def _print_bug(name: str, error: Exception) -> None:
@@ -117,6 +127,8 @@ def _invoke(function: Callable[..., Any], name: str, words: list[str]) -> int:
     except typer.exceptions.TyperException as error:
         # What Typer raises on bad usage: an unknown flag, a missing argument, a value that is not a choice.
         raise UsageError(" ".join(error.format_message().split()), hint=f"modelops {name} --help") from error
+    if code == EXIT_INTERRUPTED:  # what Typer makes of KeyboardInterrupt
+        raise KeyboardInterrupt
     return int(code or 0)
 
 

@@ -165,10 +165,10 @@ class Limits(Component):
     """The limits that every command takes, read with their units as components read theirs."""
 
     time_limit: float | None = option(
-        None, help="Stop a stage that takes longer, such as 10m.", min=0.1, unit="seconds"
+        default=None, help="Stop a stage that takes longer, such as 10m.", min=0.1, unit="seconds"
     )
     memory_limit: int | None = option(
-        None, help="Stop a stage that needs more memory, such as 6g.", min=1 << 26, unit="bytes"
+        default=None, help="Stop a stage that needs more memory, such as 6g.", min=1 << 26, unit="bytes"
     )
 
 

@@ -100,9 +100,10 @@ def print_failure(document: Mapping[str, Any], *, as_json: bool) -> int:
     if as_json:
         _print(_rendered("json", document))
     else:
-        print(f"error: {plain(error['message'])}", file=sys.stderr)
-        if error["hint"]:
-            print(f"  hint: {plain(error['hint'])}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"error: {plain(error['message'])}", file=sys.stderr)
+            if error["hint"]:
+                print(f"  hint: {plain(error['hint'])}", file=sys.stderr)
     code: int = document["exit_code"]
     return code
 
@@ -197,6 +198,7 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
         if what in spoken and not ended and now - spoken[what] < _HEARTBEAT_SECONDS:
             return
         spoken[what] = now
-        print(f"{plain(what)}{f' {done}/{total}' if total else ''}", file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # the work goes on when nobody listens
+            print(f"{plain(what)}{f' {done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
     yield in_lines

@@ -58,16 +58,19 @@ class Artifact:
         missing, extra, altered or not a regular file; UsageError says that nothing is there.
         """
         path = Path(path)
-        if not path.exists():
-            raise missing_path("artifact", path)
-        if not path.is_dir():
-            raise InputRefused(f"{path} is not an artifact directory", hint="give a directory that modelops wrote")
-        if _DRAFT.fullmatch(path.name):
-            raise InputRefused(f"{path} is a draft that was never finished", hint="run the command that made it again")
-        artifact = cls(path, _read_manifest(path))
-        artifact.check_files()
-        if verify:
-            artifact.verify()
+        try:
+            if not path.exists():
+                raise missing_path("artifact", path)
+            if not path.is_dir():
+                raise InputRefused(f"{path} is not an artifact directory", hint="give a directory that modelops wrote")
+            if _DRAFT.fullmatch(path.name):
+                raise InputRefused(f"{path} is a draft that was never finished", hint="run what made it again")
+            artifact = cls(path, _read_manifest(path))
+            artifact.check_files()
+            if verify:
+                artifact.verify()
+        except OSError as error:
+            raise from_os_error(error, f"reading {path}") from error
         return artifact
 
     @property

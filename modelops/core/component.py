@@ -67,7 +67,7 @@ def option(
     max: float | None = None,  # noqa: A002
     unit: Unit = "",
 ) -> Any:
-    """One option. With a ``unit``, text such as "1%", "60s", "5m", "2g" or "1.5x" is read too."""
+    """One option; type checkers see the default when it is given by keyword. With a ``unit``, text such as "1%", "60s", "5m", "2g" or "1.5x" is read too."""
     return field(default=default, metadata={"help": help, "min": min, "max": max, "unit": unit})
 
 

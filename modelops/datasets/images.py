@@ -33,20 +33,26 @@ class Images(Dataset):
     tools = ("pillow",)
 
     size: int | None = option(
-        None,
+        default=None,
         help="Resize the shorter side to this; by default just enough to cover the model's input.",
         min=1,
         max=16384,
     )
     crop: int | None = option(
-        None, help="Crop a square of this side from the middle; by default the model's input, where it is fixed.", min=1
+        default=None,
+        help="Crop a square of this side from the middle; by default the model's input, where it is fixed.",
+        min=1,
     )
     scale: float | None = option(
-        None, help="Factor on pixel values of 0 to 255; by default 1/255, and 1 for models that take integers."
+        default=None, help="Factor on pixel values of 0 to 255; by default 1/255, and 1 for models that take integers."
     )
-    mean: tuple[float, ...] = option((0.0,), help="Mean to subtract after scaling, one value or one per channel.")
-    std: tuple[float, ...] = option((1.0,), help="Standard deviation to divide by, one value or one per channel.")
-    layout: Literal["nchw", "nhwc"] = option("nchw", help="Order of the axes that the model takes.")
+    mean: tuple[float, ...] = option(
+        default=(0.0,), help="Mean to subtract after scaling, one value or one per channel."
+    )
+    std: tuple[float, ...] = option(
+        default=(1.0,), help="Standard deviation to divide by, one value or one per channel."
+    )
+    layout: Literal["nchw", "nhwc"] = option(default="nchw", help="Order of the axes that the model takes.")
 
     @classmethod
     def reads(cls, path: Path) -> bool:

@@ -29,7 +29,9 @@ class Jsonl(Dataset):
     tools = ("tokenizers",)
 
     max_length: int | None = option(
-        None, help="Tokens to keep of each text; by default what the model or its tokenizer says, or 512.", min=1
+        default=None,
+        help="Tokens to keep of each text; by default what the model or its tokenizer says, or 512.",
+        min=1,
     )
 
     @classmethod

@@ -21,7 +21,7 @@ class Random(Dataset):
 
     made_up = True
 
-    seed: int = option(0, help="Seed of the random samples.", min=0)
+    seed: int = option(default=0, help="Seed of the random samples.", min=0)
 
     @classmethod
     def reads(cls, path: Path) -> bool:

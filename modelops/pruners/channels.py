@@ -27,16 +27,26 @@ class Channels(Pruner):
     tools = ("onnx", "onnx-ir", "onnxruntime")
 
     channels: float | None = option(
-        None, help="Share of the channels of every group to remove (default 50%).", min=0.01, max=0.95, unit="fraction"
+        default=None,
+        help="Share of the channels of every group to remove (default 50%).",
+        min=0.01,
+        max=0.95,
+        unit="fraction",
     )
     macs: float | None = option(
-        None, help="Share of the multiply-accumulates that may remain, instead.", min=0.01, max=0.99, unit="fraction"
+        default=None,
+        help="Share of the multiply-accumulates that may remain, instead.",
+        min=0.01,
+        max=0.99,
+        unit="fraction",
     )
-    importance: Literal["l1", "l2"] = option("l2", help="The norm by which channels are ranked.")
+    importance: Literal["l1", "l2"] = option(default="l2", help="The norm by which channels are ranked.")
     recover: Literal["none", "bias", "least-squares"] | None = option(
-        None, help="How what is left makes up for what went; least-squares where there is data, else none."
+        default=None, help="How what is left makes up for what went; least-squares where there is data, else none."
     )
-    round_to: int = option(8, help="Leave multiples of this many channels, as fast kernels like them.", min=1, max=1024)
+    round_to: int = option(
+        default=8, help="Leave multiples of this many channels, as fast kernels like them.", min=1, max=1024
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

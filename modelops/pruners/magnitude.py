@@ -27,9 +27,9 @@ class Magnitude(Pruner):
 
     tools = ("onnx-ir",)
 
-    zeros: float = option(0.8, help="Share of the weights to set to zero.", min=0.01, max=0.99, unit="fraction")
+    zeros: float = option(default=0.8, help="Share of the weights to set to zero.", min=0.01, max=0.99, unit="fraction")
     per: Literal["tensor", "model"] = option(
-        "tensor", help="Take this share of every tensor, or of all weights together."
+        default="tensor", help="Take this share of every tensor, or of all weights together."
     )
 
     def prune(self, source: Path, target: Path, workbench: Workbench) -> Done:

@@ -35,12 +35,16 @@ class Dynamic(Quantizer):
 
     tools = ("onnx", "onnx-ir", "onnxscript")
 
-    per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
-    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
-    fuse: bool = option(True, help="Fuse attention and normalization for onnxruntime first, where that is found right.")
-    exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
+    per_channel: bool = option(default=True, help="Give every output channel of a weight its own scale.")
+    op_types: tuple[str, ...] = option(default=(), help="Operators to quantize (default: all that the method knows).")
+    fuse: bool = option(
+        default=True, help="Fuse attention and normalization for onnxruntime first, where that is found right."
+    )
+    exclude: tuple[str, ...] = option(
+        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
+    )
     reduce_range: ReducedRange = option(
-        "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
+        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
     )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:

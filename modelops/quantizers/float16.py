@@ -30,7 +30,9 @@ class Float16(Quantizer):
 
     tools = ("onnx", "onnx-ir", "onnxruntime")
 
-    exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
+    exclude: tuple[str, ...] = option(
+        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
+    )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         import onnx

@@ -33,18 +33,23 @@ class Static(Quantizer):
 
     tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
-    per_channel: bool = option(True, help="Give every output channel of a weight its own scale.")
+    per_channel: bool = option(default=True, help="Give every output channel of a weight its own scale.")
     ranges: Rule = option(
-        "minmax", help="How the range of an activation is found: minmax clips nothing, auto takes the best for each."
+        default="minmax",
+        help="How the range of an activation is found: minmax clips nothing, auto takes the best for each.",
     )
     percentile: float = option(
-        99.99, help="Share of values in range on each side, with --ranges percentile or auto.", min=50, max=100
+        default=99.99, help="Share of values in range on each side, with --ranges percentile or auto.", min=50, max=100
     )
-    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
-    fuse: bool = option(True, help="Fuse attention and normalization for onnxruntime first, where that is found right.")
-    exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
+    op_types: tuple[str, ...] = option(default=(), help="Operators to quantize (default: all that the method knows).")
+    fuse: bool = option(
+        default=True, help="Fuse attention and normalization for onnxruntime first, where that is found right."
+    )
+    exclude: tuple[str, ...] = option(
+        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
+    )
     reduce_range: ReducedRange = option(
-        "auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
+        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
     )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:

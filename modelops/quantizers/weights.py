@@ -33,11 +33,15 @@ class Weights(Quantizer):
 
     tools = ("onnx", "onnx-ir", "onnxscript")
 
-    bits: int = option(8, help="Bits of a weight: 8 or 4.", min=4, max=8)
-    block_size: int = option(32, help="Weights that share a scale: 16, 32, 64, 128 or 256.", min=16, max=256)
-    op_types: tuple[str, ...] = option((), help="Operators to quantize (default: all that the method knows).")
-    fuse: bool = option(True, help="Fuse attention and normalization for onnxruntime first, where that is found right.")
-    exclude: tuple[str, ...] = option((), help="Nodes to leave in float, by name or by what they write; * and ? match.")
+    bits: int = option(default=8, help="Bits of a weight: 8 or 4.", min=4, max=8)
+    block_size: int = option(default=32, help="Weights that share a scale: 16, 32, 64, 128 or 256.", min=16, max=256)
+    op_types: tuple[str, ...] = option(default=(), help="Operators to quantize (default: all that the method knows).")
+    fuse: bool = option(
+        default=True, help="Fuse attention and normalization for onnxruntime first, where that is found right."
+    )
+    exclude: tuple[str, ...] = option(
+        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ _LEVELS = {"error": "error", "fail": "error", "inconclusive": "warning", "not-ev
 class Github(Renderer):
     """Workflow commands, after a report that a person reads in the log."""
 
-    annotations: int = option(9, help="Annotations to write at most.", min=1, max=9)
+    annotations: int = option(default=9, help="Annotations to write at most.", min=1, max=9)
 
     def render(self, document: Document) -> str:
         """The report as text, and one workflow command a line."""

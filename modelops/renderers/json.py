@@ -14,7 +14,7 @@ from modelops.renderers import Renderer
 class Json(Renderer):
     """One JSON document; numbers are numbers, and what JSON has no number for (NaN, infinity) is null."""
 
-    indent: int = option(2, help="Blanks to indent each level with; 0 writes one line.", min=0, max=8)
+    indent: int = option(default=2, help="Blanks to indent each level with; 0 writes one line.", min=0, max=8)
 
     def render(self, document: Mapping[str, Any]) -> str:
         """The document as strict JSON, with a line end."""

@@ -35,7 +35,10 @@ class Markdown(Renderer):
     """GitHub-flavoured Markdown; what comes from a model or a file name is shown, never interpreted."""
 
     limit_bytes: int = option(
-        60_000, help="Longest text; rows are left out, the best ones first, to stay below it.", min=4_000, unit="bytes"
+        default=60_000,
+        help="Longest text; rows are left out, the best ones first, to stay below it.",
+        min=4_000,
+        unit="bytes",
     )
 
     def render(self, document: Document) -> str:

@@ -25,7 +25,7 @@ class Auto(Simplifier):
     tools = ("onnxsim", "onnxslim", "onnxscript", "onnxruntime", "onnx-ir", "onnx")
 
     engines: tuple[str, ...] = option(
-        ("onnxslim", "onnxscript", "onnxsim", "onnxruntime"),
+        default=("onnxslim", "onnxscript", "onnxsim", "onnxruntime"),
         help="Engines to try, in order; a+b runs b on what a made.",
     )
 

@@ -19,7 +19,8 @@ class Onnxruntime(Simplifier):
     tools = ("onnxruntime", "onnx-ir")
 
     level: Literal["basic", "extended"] = option(
-        "basic", help="basic keeps to ONNX's own operators; extended fuses into operators that only onnxruntime knows."
+        default="basic",
+        help="basic keeps to ONNX's own operators; extended fuses into operators that only onnxruntime knows.",
     )
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:

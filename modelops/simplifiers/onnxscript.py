@@ -15,8 +15,10 @@ class Onnxscript(Simplifier):
 
     tools = ("onnxscript", "onnx-ir", "onnx")
 
-    iterations: int = option(4, help="Rounds of folding and rewriting; it stops earlier when nothing changes.", min=1)
-    fold_limit: int = option(64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
+    iterations: int = option(
+        default=4, help="Rounds of folding and rewriting; it stops earlier when nothing changes.", min=1
+    )
+    fold_limit: int = option(default=64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         from modelops.graphs import files

@@ -15,8 +15,8 @@ class Onnxsim(Simplifier):
 
     tools = ("onnxsim", "onnx")
 
-    fold_limit: int = option(64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
-    subgraphs: bool = option(False, help="Simplify the branches of If and the bodies of Loop too.")
+    fold_limit: int = option(default=64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
+    subgraphs: bool = option(default=False, help="Simplify the branches of If and the bodies of Loop too.")
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         with tool("onnxsim", hint="try another --engine"):

@@ -18,8 +18,10 @@ class Onnxslim(Simplifier):
 
     tools = ("onnxslim", "onnx")
 
-    fold_limit: int = option(64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
-    skip_fusions: tuple[str, ...] = option((), help="Fusions to leave out, by onnxslim's names, such as FusionGemm.")
+    fold_limit: int = option(default=64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
+    skip_fusions: tuple[str, ...] = option(
+        default=(), help="Fusions to leave out, by onnxslim's names, such as FusionGemm."
+    )
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         with tool("onnxslim", hint="try another --engine"):

@@ -112,6 +112,7 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name below
             dtype=torch.float32,
+            disable_mmap=True,
             attn_implementation=attention,
         )
     except ModelOpsError:

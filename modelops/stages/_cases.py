@@ -13,7 +13,7 @@ from modelops.graphs import reference
 from modelops.graphs.reference import ROWS, Case
 from modelops.sources._user_code import summary, told
 from modelops.stages._draw import Feed, draw, row_sizes
-from modelops.stages._prepare import Prepared
+from modelops.stages._prepare import Prepared, refuse_fixed
 from modelops.stages._shapes import Envelope
 from modelops.stages._trial import Layout
 
@@ -75,29 +75,39 @@ class _Watcher:
         sizes = [dict(self.envelope.traced)] * count if whole else row_sizes(self.envelope, self.eager.feed(), count)
         names = [ROWS] if len(sizes) == 1 else [f"{ROWS}-{number:02}" for number in range(len(sizes))]
         work = list(zip(names, sizes, range(self.seed, self.seed + len(sizes)), strict=True))
-        if self.prepared.examples:
-            try:
-                return [self._case(*item) for item in work]
-            except Exception as error:
-                log.debug("the module refuses other integers than its example's", exc_info=error)
-                self.keep_integers = True
+        try:
+            return [self._case(*item) for item in work]
+        except Exception as error:
+            # Is it a size, or a value, that the module refuses?
+            refuse_fixed(self.eager, self.envelope)
+            log.debug("the module refuses other integers than its example's", exc_info=error)
+            self.keep_integers = bool(self.prepared.examples)
         with told(None, "running the module on inputs like its example inputs"):
             return [self._case(*item) for item in work]
 
     def corners(self) -> list[Case]:
         """One case for every corner that the source accepts; where it refuses the least sizes, the least it accepts."""
-        low = self.envelope.corners().get("minimum")
-        if low is not None and self._refusal(low):
+        found = self._corner("minimum")
+        if self.refused:
+            self.refused.clear()
             for dim in self.envelope.dims:
                 self._raise_low(dim)
-        found = []
-        for number, (name, sizes) in enumerate(self.envelope.corners().items()):
-            progress("running the source", number)
-            try:
-                found.append(self._case(name, sizes, self.seed + 1000 + number))
-            except Exception as error:
-                self.refused.append((name, sizes, summary(error)))
+            found = self._corner("minimum")
+        for name in self.envelope.corners():
+            found += self._corner(name) if name != "minimum" else []
         return found
+
+    def _corner(self, name: str) -> list[Case]:
+        """The case of one corner; none where there is no such corner, or the source refuses it."""
+        sizes = self.envelope.corners().get(name)
+        if sizes is None:
+            return []
+        progress(f"running the source, {name}")
+        try:
+            return [self._case(name, sizes, self.seed + 1000 + len(self.seen))]
+        except Exception as error:
+            self.refused.append((name, sizes, summary(error)))
+            return []
 
     def _case(self, name: str, sizes: Mapping[str, int], seed: int) -> Case:
         feed = self._draw(sizes, seed)

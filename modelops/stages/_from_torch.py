@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class _Work:
     notes: list[str] = field(default_factory=list)
     failed: list[tuple[str, Cause]] = field(default_factory=list)
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         progress(what)
         started = time.monotonic()
@@ -105,15 +106,17 @@ def _climb(
             try:
                 with work.timed("export"):
                     written = _written(export(job), target)
+                _release()
                 with work.timed("check"):
                     trial = try_out(target, cases.cases, cases.layout)
                     made = _Made(rung, written, trial, trial.checks())
+                _release()
             except NothingSuggested:
                 continue
             except Exception as error:
                 log.debug("%s failed", rung, exc_info=True)
                 work.failed.append((rung, classify(error)))
-                gc.collect()
+                _release()
                 continue
             if made.failed is None:
                 return made
@@ -123,6 +126,13 @@ def _climb(
     if fallback is not None:
         return fallback
     raise _no_rung(work.failed)
+
+
+def _release() -> None:
+    """Give memory back: exporters leave cycles that hold weights, and malloc keeps what sessions have freed."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _written(model: Any, target: Path) -> int:

@@ -57,9 +57,8 @@ def prepare(loaded: Loaded, stage: Convert) -> Prepared:
     examples = {} if made_up else eager.feed()
     with told(None, "running the module on its example inputs"):
         outputs = eager.probe(eager.feed())
+        _refuse_random(eager, outputs)
     envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.drawn and bool(asked or stage.static))
-    _refuse_random(eager)
-    _refuse_fixed(eager, envelope)
     return Prepared(eager, envelope, examples, loaded.ranges, outputs)
 
 
@@ -190,16 +189,15 @@ def _grown(eager: Eager, envelope: Envelope, sizes: Mapping[str, int]) -> list[t
     return found
 
 
-def _refuse_fixed(eager: Eager, envelope: Envelope) -> None:
+def refuse_fixed(eager: Eager, envelope: Envelope) -> None:
     """StageFailed where the module itself takes a dimension at one size only: no exporter could make it vary."""
     for dim, size in envelope.traced.items():
         high = envelope.high(dim)
         others = [other for other in (size + 1, 2 * size, size - 1) if other >= 1 and (high is None or other <= high)]
         refusals: list[tuple[int, Exception]] = []
         for other in others:
-            tensors = _grown(eager, envelope, {**envelope.traced, dim: other})
             try:
-                eager.flat(*tensors)
+                eager.flat(*_grown(eager, envelope, {**envelope.traced, dim: other}))
                 break
             except Exception as error:
                 refusals.append((other, error))
@@ -211,12 +209,11 @@ def _refuse_fixed(eager: Eager, envelope: Envelope) -> None:
             ) from why
 
 
-def _refuse_random(eager: Eager) -> None:
+def _refuse_random(eager: Eager, first: Mapping[str, NDArray[Any]]) -> None:
     """StageFailed where two runs on one input differ: there is then nothing to hold a conversion against."""
     import numpy as np
 
-    feed = eager.feed()
-    first, second = eager.run(feed), eager.run(feed)
+    second = eager.run(eager.feed())
     for name, value in first.items():
         if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
             raise StageFailed(

@@ -89,8 +89,9 @@ class Envelope:
             "minimum": {dim: self.low(dim) for dim in self.dims},
             "minimum+1": {dim: self._clamped(dim, self.low(dim) + 1) for dim in self.dims},
             "odd": {dim: self._clamped(dim, _odd(self.traced[dim])) for dim in self.dims},
-            "large": {dim: self._large(dim) for dim in self.dims},
         }
+        if self.dims != (self.batch,):  # a batch alone is large in the sample rows
+            found["large"] = {dim: self._large(dim) for dim in self.dims}
         distinct: dict[str, dict[str, int]] = {}
         for name, sizes in found.items():
             if sizes not in distinct.values():
@@ -102,7 +103,6 @@ class Envelope:
         return max(self.low(dim), size if high is None else min(size, high))
 
     def _large(self, dim: str) -> int:
-        # The batch is large in the sample rows already: 32.
         size = 5 if dim == self.batch else _LARGE * self.traced[dim]
         return self._clamped(dim, size)
 

@@ -42,31 +42,40 @@ class Bench(Stage):
     machine_dependent = True
 
     against: Path | None = option(
-        None, help="Judge IN by this: an artifact, an .onnx file, or a source to run with --against-backend torch-cpu."
+        default=None,
+        help="Judge IN by this: an artifact, an .onnx file, or a source to run with --against-backend torch-cpu.",
     )
-    backend: Backend = choice(BACKENDS, "onnxruntime-cpu", help="Where the model runs.")
+    backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where the model runs.")
     against_backend: Backend | None = choice(
-        BACKENDS, None, help="Where the other model runs; without --against, IN itself is judged by IN on this backend."
+        BACKENDS,
+        default=None,
+        help="Where the other model runs; without --against, IN itself is judged by IN on this backend.",
     )
-    all_backends: bool = option(False, help="Time IN on every backend that is here, side by side.")
-    batch: int = option(1, help="Samples in one inference.", min=1)
-    dim: tuple[str, ...] = option((), help="Size of a dynamic dimension, such as sequence=128. Repeatable.")
-    data: Path | None = option(None, help="Samples to time on; by default those of the reference, or random ones.")
-    dataset: Dataset | None = choice(DATASETS, None, help="How the data is read, when its form does not tell.")
+    all_backends: bool = option(default=False, help="Time IN on every backend that is here, side by side.")
+    batch: int = option(default=1, help="Samples in one inference.", min=1)
+    dim: tuple[str, ...] = option(default=(), help="Size of a dynamic dimension, such as sequence=128. Repeatable.")
+    data: Path | None = option(
+        default=None, help="Samples to time on; by default those of the reference, or random ones."
+    )
+    dataset: Dataset | None = choice(DATASETS, default=None, help="How the data is read, when its form does not tell.")
     baseline: Path | None = option(
-        None, help="Evidence of an earlier bench: size, nodes, parameters and memory must not grow."
+        default=None, help="Evidence of an earlier bench: size, nodes, parameters and memory must not grow."
     )
-    budget: float = option(60.0, help="Time for the timing.", min=1.0, unit="seconds")
-    launches: int = option(5, help="Fresh processes to time a model in that is not compared.", min=1, max=100)
-    ignore: float = option(0.02, help="A slow-down that nobody minds.", min=0.0, max=10.0, unit="fraction")
-    detect: float = option(0.05, help="A slow-down that must be found.", min=0.0, max=10.0, unit="fraction")
-    at_least: float | None = option(None, help="Demand that IN is so many times as fast, such as 1.5x.", unit="ratio")
+    budget: float = option(default=60.0, help="Time for the timing.", min=1.0, unit="seconds")
+    launches: int = option(default=5, help="Fresh processes to time a model in that is not compared.", min=1, max=100)
+    ignore: float = option(default=0.02, help="A slow-down that nobody minds.", min=0.0, max=10.0, unit="fraction")
+    detect: float = option(default=0.05, help="A slow-down that must be found.", min=0.0, max=10.0, unit="fraction")
+    at_least: float | None = option(
+        default=None, help="Demand that IN is so many times as fast, such as 1.5x.", unit="ratio"
+    )
     concurrency: tuple[int, ...] = option(
-        (), help="Measure throughput with so many inferences at once too, such as 1,2,4.", min=1, max=256
+        default=(), help="Measure throughput with so many inferences at once too, such as 1,2,4.", min=1, max=256
     )
-    profile: bool = option(False, help="Show which operators take the time, by the runtime's own profiler.")
-    replay: bool = option(False, help="IN is evidence that bench wrote: derive its verdict again, and measure nothing.")
-    seed: int = option(0, help="Seed of the order of blocks and of random inputs.", min=0)
+    profile: bool = option(default=False, help="Show which operators take the time, by the runtime's own profiler.")
+    replay: bool = option(
+        default=False, help="IN is evidence that bench wrote: derive its verdict again, and measure nothing."
+    )
+    seed: int = option(default=0, help="Seed of the order of blocks and of random inputs.", min=0)
 
     def run(self, source: Artifact, draft: Draft) -> Report:
         if self.replay:

@@ -36,18 +36,30 @@ class Convert(Stage):
     )  # fmt: skip
 
     source: Source | None = choice(REGISTRY, help="The form of the source; told from SOURCE when left out.")
-    weights: Path | None = option(None, help="Weights for the module: .safetensors, or a state dict in .pt or .pth.")
-    input: tuple[str, ...] = option((), help='An input with its dynamic dimensions by name, as "x:float32[batch,3,8]".')
-    dim: tuple[str, ...] = option((), help='The sizes that a dynamic dimension may have, as "sequence=1..512".')
-    static: bool = option(False, help="Fix every dimension at the size of the example inputs.")
-    exporter: Literal["auto", "dynamo", "torchscript"] = option("auto", help="The exporter; auto tries one by one.")
-    opset: int | None = option(
-        None, help="The ONNX opset to write; when left out 20, or for an .onnx file what it has.", min=7, max=25
+    weights: Path | None = option(
+        default=None, help="Weights for the module: .safetensors, or a state dict in .pt or .pth."
     )
-    attention: Literal["auto", "eager", "sdpa"] = option("auto", help="How transformers models compute attention.")
-    allow_code: bool = option(False, help="Load files that are programs (.pt2, .pt, .pth); only if you trust them.")
-    rows: int = option(32, help="Seeded rows of sample inputs to check with.", min=1, max=4096)
-    seed: int = option(0, help="Seed for sample inputs, and for weights that the source makes at random.", min=0)
+    input: tuple[str, ...] = option(
+        default=(), help='An input with its dynamic dimensions by name, as "x:float32[batch,3,8]".'
+    )
+    dim: tuple[str, ...] = option(default=(), help='The sizes that a dynamic dimension may have, as "sequence=1..512".')
+    static: bool = option(default=False, help="Fix every dimension at the size of the example inputs.")
+    exporter: Literal["auto", "dynamo", "torchscript"] = option(
+        default="auto", help="The exporter; auto tries one by one."
+    )
+    opset: int | None = option(
+        default=None, help="The ONNX opset to write; when left out 20, or for an .onnx file what it has.", min=7, max=25
+    )
+    attention: Literal["auto", "eager", "sdpa"] = option(
+        default="auto", help="How transformers models compute attention."
+    )
+    allow_code: bool = option(
+        default=False, help="Load files that are programs (.pt2, .pt, .pth); only if you trust them."
+    )
+    rows: int = option(default=32, help="Seeded rows of sample inputs to check with.", min=1, max=4096)
+    seed: int = option(
+        default=0, help="Seed for sample inputs, and for weights that the source makes at random.", min=0
+    )
 
     def run(self, source: str, draft: Draft) -> Report:
         form = self.source or detect(source)

@@ -34,20 +34,20 @@ class Prune(Stage):
     to zero, from which dense runtimes gain nothing. What could not be treated is listed with its reason.
     """
 
-    method: Pruner = choice(REGISTRY, "channels", help="How weights are removed.")
-    data: Path | None = option(None, help="Samples to look at, and to compare on; without labels is enough.")
-    dataset: Dataset | None = choice(DATASETS, None, help="Form of the data; told from the path by default.")
-    samples: int = option(128, help="Samples that the method itself looks at.", min=1)
-    eval: Path | None = option(None, help="Labelled samples, kept apart, to measure the task metric on.")
+    method: Pruner = choice(REGISTRY, default="channels", help="How weights are removed.")
+    data: Path | None = option(default=None, help="Samples to look at, and to compare on; without labels is enough.")
+    dataset: Dataset | None = choice(DATASETS, default=None, help="Form of the data; told from the path by default.")
+    samples: int = option(default=128, help="Samples that the method itself looks at.", min=1)
+    eval: Path | None = option(default=None, help="Labelled samples, kept apart, to measure the task metric on.")
     metric: Literal["top1", "f1", "mae", "r2", "spearman"] | None = option(
-        None, help="Task metric on labelled samples; by default top1 for classes and r2 for figures."
+        default=None, help="Task metric on labelled samples; by default top1 for classes and r2 for figures."
     )
     max_drop: float = option(
-        0.01, help="Largest drop of the task metric that is allowed (0.01 is a point).", min=0, unit="fraction"
+        default=0.01, help="Largest drop of the task metric that is allowed (0.01 is a point).", min=0, unit="fraction"
     )
-    best_effort: bool = option(False, help="Accept less removal than asked for, where parts can't be cut.")
+    best_effort: bool = option(default=False, help="Accept less removal than asked for, where parts can't be cut.")
     speed_budget: float = option(
-        20.0, help="Time for measuring the gain in speed; 0 leaves it out.", min=0, unit="seconds"
+        default=20.0, help="Time for measuring the gain in speed; 0 leaves it out.", min=0, unit="seconds"
     )
 
     def limits(self, model_bytes: int) -> Limits:

@@ -40,23 +40,26 @@ class Quantize(Stage):
     tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
     method: Quantizer | None = choice(
-        REGISTRY, None, help="How to quantize; by default static for convolutions with --data, else dynamic."
+        REGISTRY, default=None, help="How to quantize; by default static for convolutions with --data, else dynamic."
     )
-    data: Path | None = option(None, help="Samples to calibrate with; what is left of them judges, without --eval.")
-    dataset: Dataset | None = choice(DATASETS, None, help="How the data is read, when its form does not tell.")
-    samples: int = option(128, help="Calibration samples to read.", min=1)
-    batch: int = option(8, help="Samples in one run.", min=1)
-    eval: Path | None = option(None, help="Held-out samples that judge, best with labels.")
+    data: Path | None = option(
+        default=None, help="Samples to calibrate with; what is left of them judges, without --eval."
+    )
+    dataset: Dataset | None = choice(DATASETS, default=None, help="How the data is read, when its form does not tell.")
+    samples: int = option(default=128, help="Calibration samples to read.", min=1)
+    batch: int = option(default=8, help="Samples in one run.", min=1)
+    eval: Path | None = option(default=None, help="Held-out samples that judge, best with labels.")
     metric: str | None = option(
-        None, help="Task metric on labels: top1, f1, mae, r2, spearman (default: top1, or r2 for figures)."
+        default=None, help="Task metric on labels: top1, f1, mae, r2, spearman (default: top1, or r2 for figures)."
     )
-    max_drop: float = option(0.01, help="How much of the metric may be lost.", min=0.0, unit="fraction")
+    max_drop: float = option(default=0.01, help="How much of the metric may be lost.", min=0.0, unit="fraction")
     if_slower: Literal["fail", "keep-source", "publish"] = option(
-        "fail", help="When int8 is slower here: fail, publish the float model unchanged, or publish int8 all the same."
+        default="fail",
+        help="When int8 is slower here: fail, publish the float model unchanged, or publish int8 all the same.",
     )
-    backend: Backend = choice(BACKENDS, "onnxruntime-cpu", help="Where both models are timed.")
-    speed_budget: float = option(20.0, help="Time for the timing.", min=1.0, unit="seconds")
-    seed: int = option(0, help="Seed of the bootstrap and of the order of timings.", min=0)
+    backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where both models are timed.")
+    speed_budget: float = option(default=20.0, help="Time for the timing.", min=1.0, unit="seconds")
+    seed: int = option(default=0, help="Seed of the bootstrap and of the order of timings.", min=0)
 
     def limits(self, model_bytes: int) -> Limits:
         extra = 60.0 + 1.5 * self.speed_budget

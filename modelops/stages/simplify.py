@@ -27,12 +27,20 @@ class Simplify(Stage):
     of its own; the simplest valid result is kept, or the source when none is better.
     """
 
-    engine: Simplifier = choice(REGISTRY, "auto", help="The engine to use; auto tries several and keeps the best.")
+    engine: Simplifier = choice(
+        REGISTRY, default="auto", help="The engine to use; auto tries several and keeps the best."
+    )
     engine_time: float | None = option(
-        None, help="Stop an engine that takes longer (default: a share of the stage's limit).", min=0.1, unit="seconds"
+        default=None,
+        help="Stop an engine that takes longer (default: a share of the stage's limit).",
+        min=0.1,
+        unit="seconds",
     )
     engine_memory: int | None = option(
-        None, help="Stop an engine that needs more memory (default: by the model's size).", min=1 << 26, unit="bytes"
+        default=None,
+        help="Stop an engine that needs more memory (default: by the model's size).",
+        min=1 << 26,
+        unit="bytes",
     )
 
     def limits(self, model_bytes: int) -> Limits:

@@ -47,29 +47,32 @@ class Validate(Stage):
     writes = "evidence"
 
     against: Path | None = option(
-        None, help="Model to compare with, an artifact or .onnx file; by default the outputs of the original."
+        default=None, help="Model to compare with, an artifact or .onnx file; by default the outputs of the original."
     )
-    data: Path | None = option(None, help="Samples to compare on, with labels where there are some.")
-    dataset: Dataset | None = choice(DATASETS, None, help="Form of the data; told from the path by default.")
-    samples: int | None = option(None, help="Samples to read of the data, or to make up; by default all, or 32.", min=1)
+    data: Path | None = option(default=None, help="Samples to compare on, with labels where there are some.")
+    dataset: Dataset | None = choice(DATASETS, default=None, help="Form of the data; told from the path by default.")
+    samples: int | None = option(
+        default=None, help="Samples to read of the data, or to make up; by default all, or 32.", min=1
+    )
     batch: int = option(
-        32, help="Samples to run at once, at most: fewer where outputs are large, or the batch is fixed.", min=1
+        default=32, help="Samples to run at once, at most: fewer where outputs are large, or the batch is fixed.", min=1
     )
     metric: Literal["top1", "f1", "mae", "r2", "spearman"] | None = option(
-        None, help="Task metric on labelled data; by default top1 for classes and r2 for figures."
+        default=None, help="Task metric on labelled data; by default top1 for classes and r2 for figures."
     )
     max_drop: float = option(
-        0.01,
+        default=0.01,
         help="Largest drop of the task metric that is allowed (0.01 is a point; mae counts in its own unit).",
         min=0,
         unit="fraction",
     )
-    gate: tuple[str, ...] = option((), help='Gate of your own, such as "top1>=0.98" or "logits.sqnr>=40".')
+    gate: tuple[str, ...] = option(default=(), help='Gate of your own, such as "top1>=0.98" or "logits.sqnr>=40".')
     transition: Literal["auto", "structural", "export", "float16", "bfloat16", "int8", "weights", "prune"] = option(
-        "auto", help="What lies between the two models, which chooses the gates; told from their histories by default."
+        default="auto",
+        help="What lies between the two models, which chooses the gates; told from their histories by default.",
     )
-    seed: int = option(0, help="Seed of made-up inputs and of the bootstrap.", min=0)
-    backend: Backend = choice(BACKENDS, "onnxruntime-cpu", help="Where the models run.")
+    seed: int = option(default=0, help="Seed of made-up inputs and of the bootstrap.", min=0)
+    backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where the models run.")
 
     def limits(self, model_bytes: int) -> Limits:
         if self.data is not None and ".py:" in self.data.name:

@@ -69,7 +69,7 @@ def test_refitted_is_nearer_to_the_source_than_cut(name: str, tmp_path: Path) ->
 
 
 def test_bias_alone_makes_up_for_the_mean(tmp_path: Path) -> None:
-    done, pruned, source = prune(FOLLOWED["chain"](), tmp_path, recover="bias")
+    _, pruned, source = prune(FOLLOWED["chain"](), tmp_path, recover="bias")
     feed = feed_for(source, rows=16, seed=1)
     wanted, cut, found = (outputs(p, feed)[0].mean(0) for p in (source, tmp_path / "scratch" / CUT, pruned))
     assert np.abs(wanted - found).max() < 0.2 * np.abs(wanted - cut).max()

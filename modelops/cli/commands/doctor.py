@@ -33,7 +33,9 @@ def command() -> Callable[..., int]:
 class Measuring(Component):
     """What doctor measures, beyond looking."""
 
-    peak: bool = option(False, help="Measure what this machine can do at most, and remember it for bench --profile.")
+    peak: bool = option(
+        default=False, help="Measure what this machine can do at most, and remember it for bench --profile."
+    )
 
 
 def _body(values: dict[str, Any]) -> int:
