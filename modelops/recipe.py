@@ -85,7 +85,7 @@ class Recipe:
             if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
                 raise InputRefused(f"{path} has a line with more than {_MOST_DOTS} dots: not a recipe")
             values = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or a number of thousands of digits
             raise InputRefused(f"{path} is not valid TOML: {error}", hint="mend the line that it names") from error
         except OSError as error:
             raise from_os_error(error, "reading the recipe") from error

@@ -67,7 +67,10 @@ def option(
     max: float | None = None,  # noqa: A002
     unit: Unit = "",
 ) -> Any:
-    """One option; type checkers see the default when it is given by keyword. With a ``unit``, text such as "1%", "60s", "5m", "2g" or "1.5x" is read too."""
+    """One option; type checkers see the default when it is given by keyword.
+
+    With a ``unit``, text such as "1%", "60s", "5m", "2g" or "1.5x" is read too.
+    """
     return field(default=default, metadata={"help": help, "min": min, "max": max, "unit": unit})
 
 
@@ -237,8 +240,8 @@ def _number(item: Option, value: Any) -> float:
         value = _measured(item, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(f"{item.flag} is a number, not {value!r}")
-    if not math.isfinite(value):
-        raise UsageError(f"{item.flag} is a finite number, not {value!r}")
+    if not _finite(value):
+        raise UsageError(f"{item.flag} is a finite number, not {value if isinstance(value, float) else 'one so large'}")
     if item.type is int and not float(value).is_integer():
         raise UsageError(f"{item.flag} is a whole number, not {value!r}")
     number: float = int(value) if item.type is int else float(value)
@@ -249,6 +252,13 @@ def _number(item: Option, value: Any) -> float:
     return number
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
 def _measured(item: Option, text: str) -> float | int:
     """A number with its unit: "1%", "60s", "2g", "1.5x"."""
     match = re.fullmatch(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*([a-zA-Z%]*)\s*", text)
@@ -257,7 +267,7 @@ def _measured(item: Option, text: str) -> float | int:
         units = ", ".join(unit for unit in scales if unit)
         hint = f"write a number{f', with one of these units if you like: {units}' if units else ''}"
         raise UsageError(f"{item.flag} can't be {text!r}", hint=hint)
-    if not match[2] and re.fullmatch(r"[-+]?\d+", match[1]):
+    if not match[2] and re.fullmatch(r"[-+]?\d{1,400}", match[1]):
         return int(match[1])
     # 1% is the float nearest to 0.01, not 1 * 0.01 with its rounding, so that a manifest shows what was meant.
     return round(float(match[1]) * scales[match[2].lower()], 12)

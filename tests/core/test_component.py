@@ -46,6 +46,7 @@ def test_values_are_read_with_their_units(name: str, text: object, value: float)
         ({"cups": 0}, "least"), ({"cups": 10}, "most"), ({"cups": "many"}, "--cups"), ({"cups": 1.5}, "whole"),
         ({"cups": True}, "number"), ({"sugar": "1s"}, "--sugar"), ({"sugar": float("nan")}, "finite"),
         ({"strength": "stron"}, "stron"), ({"iced": "yes"}, "true or false"), ({"beans": ""}, "path"),
+        ({"cups": 10**400}, "finite"), ({"cups": "9" * 400}, "finite"), ({"wait": "9" * 5000}, "finite"),
         ({"cup": 1}, "cup"), ({"strength": 3}, "text"), ({"cups": None}, "needs a value"),
     ],
 )  # fmt: skip

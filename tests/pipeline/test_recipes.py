@@ -169,7 +169,7 @@ def test_a_wrong_recipe_is_one_usage_error(folder: Path, before: str, after: str
     assert message in caught.value.message and hint in caught.value.hint
 
 
-@pytest.mark.parametrize("content", [b"source = ", b"\xff\xfe", b"a" * (2 << 20)])
+@pytest.mark.parametrize("content", [b"source = ", b"\xff\xfe", b"a" * (2 << 20), b"source = " + b"9" * 5000])
 def test_a_file_that_is_no_recipe_is_refused(folder: Path, content: bytes) -> None:
     (folder / "recipe.toml").write_bytes(content)
     with pytest.raises(InputRefused):
