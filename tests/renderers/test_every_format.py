@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_documents import FAILED, GOOD, HOSTILE, document, error, hostile
 
@@ -70,6 +70,7 @@ def test_hostile_text_becomes_printable_lines(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=60)
 @given(text=st.text(max_size=60))
 def test_any_text_at_all_can_be_rendered(name: str, text: str) -> None:
     report = Report((Metric(text, 1.5, text),), (Check(text, "fail", text, text, text),), (text,))
