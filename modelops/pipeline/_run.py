@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -13,17 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from modelops.core import worker
+from modelops.core import machine, worker
 from modelops.core.artifact import Artifact
 from modelops.core.manifest import digest
 from modelops.core.worker import Limits
-from modelops.errors import InputRefused, ModelOpsError, UsageError, from_os_error
+from modelops.errors import Inconclusive, InputRefused, ModelOpsError, UsageError, from_os_error
 from modelops.pipeline._stage import Outcome, Surroundings, execute, kept, resolved
 from modelops.pipeline._work import Work, bind, difference, input_digest
-from modelops.recipe import Recipe, directory_name
+from modelops.recipe import Recipe, RecipeStep, directory_name
+from modelops.stages import Stage
 
 RUN_FILE = "run.json"
 _SCHEMA = "modelops.run/1"
+# What a run calls its directories: nothing else that a run.json lists is ever removed.
+_OWN = re.compile(r"\d{2,}-[^/\0]+")
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def run_recipe(
             place = out / directory_name(number, step.stage.name)
             try:
                 run.check_own(place)
-                outcome = _step(step.bound(places), current, place, surroundings, number)
+                outcome = _step(step, step.bound(places), current, place, surroundings, run)
             except ModelOpsError as failure:
                 error = failure
                 run.forget_from(number)
@@ -123,26 +127,33 @@ def run_recipe(
         return RunOutcome(tuple(outcomes), _with_steps(table, outcomes), error, tuple(removed))
 
 
-def _step(stage: Any, source: str, place: Path, surroundings: Surroundings, number: int) -> Outcome:
+def _step(step: RecipeStep, stage: Stage, source: str, place: Path, surroundings: Surroundings, run: _Run) -> Outcome:
     """One step: reused when its directory holds this very work's result, else run."""
     with resolved(stage, source, surroundings) as given:
         work = bind(stage, given)
-        because = _why(work, place)
+        because = _why(work, place, advisory=step.advisory)
         if because == "":
             return replace(kept(Artifact.open(place)), source={"path": source, "id": work.source_id})
         if surroundings.on_progress is not None:
-            surroundings.on_progress(f"step {number}, {stage.name}: {because}", 0, None)
+            surroundings.on_progress(f"{place.name}: {because}", 0, None)
+        run.claim(place, stage.name)
         outcome = execute(work, place, force=place.exists(), surroundings=surroundings)
         return replace(outcome, source={"path": source, "id": work.source_id}, ran_because=because)
 
 
-def _why(work: Work, place: Path) -> str:
+def _why(work: Work, place: Path, *, advisory: bool) -> str:
+    """Why the step has to run; an empty string when what is there is its result, and is not worth another try."""
     if not os.path.lexists(place):
         return "not made yet"
     try:
-        return difference(work, Artifact.open(place))
+        artifact = Artifact.open(place)
+        because = difference(work, artifact)
     except ModelOpsError as error:
         return f"what is there can't be used: {error.message}"
+    undecided = artifact.manifest.history and artifact.manifest.history[-1].report.exit_code == Inconclusive.exit_code
+    if undecided and work.stage.machine_dependent and not advisory:
+        return because or "it was inconclusive, and may be told now"
+    return because
 
 
 class _Run:
@@ -159,6 +170,8 @@ class _Run:
                 if values["schema"] != _SCHEMA:
                     raise ValueError(f"unknown schema {values['schema']!r}")
                 self.steps = {str(entry["directory"]): dict(entry) for entry in values["steps"]}
+                if foreign := next((name for name in self.steps if not _OWN.fullmatch(name)), None):
+                    raise ValueError(f"no step is called {foreign!r}")
                 self.saved_table = dict(values.get("table", {}))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputRefused(
@@ -168,6 +181,12 @@ class _Run:
     def check_own(self, place: Path) -> None:
         if os.path.lexists(place) and place.name not in self.steps:
             raise UsageError(f"{place} was not made by this run, and is left alone", hint="choose another --out")
+
+    def claim(self, place: Path, stage: str) -> None:
+        """List a directory before it is made, so that a run that is killed in between knows its own."""
+        if place.name not in self.steps:
+            self.steps[place.name] = {"directory": place.name, "stage": stage}
+            self.save()
 
     def record(self, place: Path, outcome: Outcome) -> None:
         assert outcome.artifact is not None
@@ -218,7 +237,12 @@ class _Run:
         artifacts = [outcome.artifact for outcome in models if outcome.artifact is not None]
         options = recipe.table.to_dict()
         data = recipe.table.data
-        work = {"ids": [artifact.id for artifact in artifacts], "options": {**options, "data": None}}
+        work: dict[str, Any] = {
+            "ids": [artifact.id for artifact in artifacts],
+            "options": {**options, "data": None},
+            "tools": machine.versions(("onnxruntime", "numpy")),
+            "cpu": machine.cpu_model(),
+        }
         if data is not None:
             work["data"] = input_digest("data", data)
         key = digest(work)

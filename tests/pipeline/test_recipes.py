@@ -210,3 +210,46 @@ def test_the_creation_time_is_the_one_that_was_asked_for(folder: Path, monkeypat
     assert outcome.artifact is not None
     manifest = json.loads((folder / "made" / "manifest.json").read_text())
     assert manifest["created"] == "2023-11-14T22:13:20Z" and manifest["id"] == outcome.artifact.id
+
+
+def test_a_run_that_was_killed_after_a_step_was_made_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelops.pipeline import _run
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run._Run, "record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    assert (folder / "out" / "01-copy-model").is_dir()
+    assert [why for _, why in run(folder)] == ["reused", *["not made yet"] * 3]
+
+
+@pytest.mark.parametrize("name", ["../precious", "precious", "/precious", "01-../../precious"])
+def test_a_run_manifest_never_has_anything_else_removed(folder: Path, name: str) -> None:
+    run(folder)
+    (folder / "precious").mkdir()
+    (folder / "out" / "precious").mkdir()
+    path = folder / "out" / "run.json"
+    values = json.loads(path.read_text())
+    values["steps"].append({"directory": name, "stage": "copy-model", "key": "", "id": ""})
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputRefused, match="precious"):
+        run(folder)
+    assert (folder / "precious").is_dir() and (folder / "out" / "precious").is_dir()
+
+
+def test_an_inconclusive_timing_is_tried_again_unless_it_is_advisory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelops.stages import REGISTRY
+
+    monkeypatch.setattr(REGISTRY.load("look"), "machine_dependent", True)
+    edit(folder, 'stage = "look"\n\n', 'stage = "look"\nadvisory = true\n\n')
+    run(folder)
+    for name in ("02-look", "04-look"):  # reports lie outside of the id
+        manifest = folder / "out" / name / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"verdict": "pass"', '"verdict": "inconclusive"'))
+    reasons = [why for _, why in run(folder)]
+    assert reasons[:3] == ["reused"] * 3 and "inconclusive" in reasons[3]
