@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,7 +113,7 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name below
             dtype=torch.float32,
-            disable_mmap=True,
+            **_unmapped(cls),
             attn_implementation=attention,
         )
     except ModelOpsError:
@@ -133,6 +134,12 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
     model.config.use_cache = False
     model.config.return_dict = True
     return model.eval(), notes
+
+
+def _unmapped(cls: Any) -> dict[str, bool]:
+    """Weights in memory, where transformers can do that: of a mapped file nothing is freed before all of it is."""
+    parameters = inspect.signature(cls.from_pretrained).parameters
+    return {"disable_mmap": True} if "disable_mmap" in parameters else {}
 
 
 def _class(directory: Path, config: Mapping[str, Any]) -> Any:

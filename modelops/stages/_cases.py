@@ -29,13 +29,15 @@ Dims = Sequence[int | str | None]
 class Cases:
     """The cases; what is known of the outputs' dimensions; and the corners that the source itself refused.
 
-    ``envelope`` has the least sizes that the source accepts. ``problem`` is a check that failed already, because of
+    ``envelope`` has the least sizes that the source accepts, ``stored`` the names of the cases that reference.npz can
+    hold. ``problem`` is a check that failed already, because of
     which nothing can be compared.
     """
 
     cases: list[Case]
     envelope: Envelope
     layout: Layout = field(default_factory=lambda: Layout(None, {}))
+    stored: frozenset[str] = frozenset()
     refused: list[tuple[str, dict[str, int], str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problem: Check | None = None
@@ -52,8 +54,8 @@ def observe(prepared: Prepared, *, rows: int, seed: int) -> Cases:
     layout = Layout(watcher.envelope.batch, _output_dims(watcher.envelope, watcher.seen))
     if layout.unbatched:
         cases = watcher.sample(rows, whole=True)
-    kept, notes = trimmed([*cases, *corners])
-    return Cases(kept, watcher.envelope, layout, watcher.refused, watcher.notes + notes)
+    kept, stored, notes = trimmed([*cases, *corners])
+    return Cases(kept, watcher.envelope, layout, stored, watcher.refused, watcher.notes + notes)
 
 
 class _Watcher:
@@ -72,7 +74,8 @@ class _Watcher:
 
         With ``whole`` every row is a feed of its own: for outputs that give one value for a whole batch.
         """
-        sizes = [dict(self.envelope.traced)] * count if whole else row_sizes(self.envelope, self.eager.feed(), count)
+        arrays = [*self.eager.feed().values(), *self.prepared.outputs.values()]
+        sizes = [dict(self.envelope.traced)] * count if whole else row_sizes(self.envelope, arrays, count)
         names = [ROWS] if len(sizes) == 1 else [f"{ROWS}-{number:02}" for number in range(len(sizes))]
         work = list(zip(names, sizes, range(self.seed, self.seed + len(sizes)), strict=True))
         try:
@@ -183,9 +186,10 @@ def _output_dims(
     return found
 
 
-def trimmed(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
-    """The cases as reference.npz can hold them: wide outputs keep some columns."""
-    inputs = sum(array.nbytes for case in cases for array in case.feed.values())
+def trimmed(cases: Sequence[Case]) -> tuple[list[Case], frozenset[str], list[str]]:
+    """The cases with wide outputs cut to some columns; the names of those that reference.npz can hold; and remarks."""
+    stored, notes = _storable(cases)
+    inputs = sum(_input_bytes(case) for case in cases if case.name in stored)
     shapes = [
         {n: (v.shape, v.itemsize + (8 if v.dtype.kind == "f" else 0)) for n, v in case.outputs.items()}
         for case in cases
@@ -195,6 +199,23 @@ def trimmed(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
     for case, cut in zip(cases, columns, strict=True):
         case = replace(case, columns=cut)
         kept.append(replace(case, outputs=case.take(case.outputs)))
-    cut_names = sorted({name for cut in columns for name in cut})
-    notes = [f"reference.npz keeps a part of the columns of {', '.join(cut_names)}"] if cut_names else []
-    return kept, notes
+    names = sorted({name for cut in columns for name in cut})
+    if names:
+        notes.append(f"reference.npz keeps a part of the columns of {', '.join(names)}")
+    return kept, stored, notes
+
+
+def _storable(cases: Sequence[Case]) -> tuple[frozenset[str], list[str]]:
+    """The names of the leading cases whose inputs take three quarters of what reference.npz may hold."""
+    stored: set[str] = set()
+    left = 0.75 * reference.LIMIT_BYTES
+    for case in cases:
+        if not stored or _input_bytes(case) <= left:
+            stored.add(case.name)
+            left -= _input_bytes(case)
+    notes = [f"reference.npz holds {len(stored)} of the {len(cases)} cases"] if len(stored) < len(cases) else []
+    return frozenset(stored), notes
+
+
+def _input_bytes(case: Case) -> int:
+    return sum(array.nbytes for array in case.feed.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from modelops.graphs.batches import BatchAxis
@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Feed = dict[str, "NDArray[Any]"]
-_FEED_BYTES = 6 << 20
-_ALL_BYTES = 8 * _FEED_BYTES
+# Rows that take more than the first together come in feeds of the second.
+_ALL_BYTES = 48 << 20
+_FEED_BYTES = 24 << 20
 
 
-def row_sizes(envelope: Envelope, example: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, int]]:
-    """The sizes of the feeds that hold ``count`` rows: one, unless the batch is fixed or rows are large."""
+def row_sizes(envelope: Envelope, arrays: Iterable[NDArray[Any]], count: int) -> list[dict[str, int]]:
+    """The sizes of the feeds that hold ``count`` rows: one, unless the batch is fixed or rows are large.
+
+    ``arrays`` are inputs and outputs at the traced sizes, from which the size of a row is told.
+    """
     axis = BatchAxis.of(envelope.signature)
     if axis.symbol is None:
         return [dict(envelope.traced)] * -(-count // (axis.size or 1))
-    row = sum(array.nbytes / max(1, len(array)) for array in example.values() if array.ndim)
+    row = max(1.0, sum(array.nbytes for array in arrays) / envelope.traced[axis.symbol])
     size = count if row * count <= _ALL_BYTES else max(2, int(_FEED_BYTES / row))
     size = max(envelope.low(axis.symbol), min(size, envelope.high(axis.symbol) or size))
     return [{**envelope.traced, axis.symbol: size}] * -(-count // size)

@@ -67,7 +67,8 @@ def _cases(model: Path, *, rows: int, seed: int) -> tuple[list[Case], str | None
                 continue  # a corner that the model itself refuses says nothing about the copy
     if any(array.dtype.kind in "OV" for case in found for array in (*case.feed.values(), *case.outputs.values())):
         return [], "it has inputs or outputs that can't be stored as plain arrays"
-    return trimmed(found)[0], None
+    kept, stored, _ = trimmed(found)
+    return [case for case in kept if case.name in stored], None
 
 
 def _runs(cases: list[Case], refused: str | None) -> Check:

@@ -82,7 +82,8 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
             made = _with_float64(made, prepared)
         if made.trial.cases[0].outputs64 is None:
             work.notes.append("the source does not run in float64: its own error is not known")
-        reference.write(draft.file(reference.FILE_NAME), made.trial.cases)
+        stored = [case for case in made.trial.cases if case.name in cases.stored]
+        reference.write(draft.file(reference.FILE_NAME), stored)
         for name, path in loaded.files.items():
             draft.copy(path, name)
     work.notes += [f"{rung} failed: {cause.kind}: {cause.text}; {cause.hint}" for rung, cause in work.failed]

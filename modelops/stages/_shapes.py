@@ -91,7 +91,8 @@ class Envelope:
             "odd": {dim: self._clamped(dim, _odd(self.traced[dim])) for dim in self.dims},
         }
         if self.dims != (self.batch,):  # a batch alone is large in the sample rows
-            found["large"] = {dim: self._large(dim) for dim in self.dims}
+            factors = {dim: 1 if dim == self.batch else _LARGE for dim in self.dims}
+            found["large"] = {dim: self._clamped(dim, factors[dim] * self.traced[dim]) for dim in self.dims}
         distinct: dict[str, dict[str, int]] = {}
         for name, sizes in found.items():
             if sizes not in distinct.values():
@@ -101,10 +102,6 @@ class Envelope:
     def _clamped(self, dim: str, size: int) -> int:
         high = self.high(dim)
         return max(self.low(dim), size if high is None else min(size, high))
-
-    def _large(self, dim: str) -> int:
-        size = 5 if dim == self.batch else _LARGE * self.traced[dim]
-        return self._clamped(dim, size)
 
 
 def _odd(traced: int) -> int:

@@ -155,7 +155,7 @@ def test_a_hub_id_gets_the_download_command(spec, tmp_path, monkeypatch):
         assert caught.value.hint.startswith(f"hf download {spec} --local-dir ./{spec.rpartition('/')[2]}")
 
 
-@pytest.mark.parametrize("spec", ["./my-bert", "/nowhere/model", "models/my-bert", "weights.pt"])
+@pytest.mark.parametrize("spec", ["./my-bert", "/nowhere/model", "models/my-bert", "weights.safetensors"])
 def test_a_path_that_is_not_there_is_no_hub_id(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
