@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelops.core import cache
-from modelops.core.manifest import FILE_NAME, LARGEST_BYTES, File, Manifest, unsafe_name
+from modelops.core.manifest import FAMILY, FILE_NAME, LARGEST_BYTES, File, Manifest, unsafe_name
 from modelops.core.renames import exchange, rename_new
 from modelops.core.tensors import Signature
 from modelops.errors import InputRefused, ModelOpsError, StageFailed, UsageError, from_os_error, missing_path
@@ -300,7 +300,12 @@ def target_exists(target: Path) -> UsageError:
 
 
 def _is_replaceable(target: Path) -> bool:
-    return not target.is_symlink() and (target / FILE_NAME).is_file()
+    """Whether it is an artifact, be it a damaged one; web applications have a manifest.json too."""
+    if target.is_symlink() or not (target / FILE_NAME).is_file():
+        return False
+    with open(target / FILE_NAME, "rb") as file:
+        start = file.read(4096)
+    return not start or FAMILY.encode() in start
 
 
 def refuse_foreign(target: Path) -> None:

@@ -54,6 +54,8 @@ class Registry(Generic[C]):
                 module = self._import_plugin(name)
             cls = self._only_component(module)
             cls.name = name
+            if name not in self.builtin() and (owner := self.plugins()[name].dist) is not None:
+                cls.tools = (*cls.tools, owner.name)  # another version of a plugin may make another result
             self._loaded[name] = cls
         return self._loaded[name]
 
@@ -69,9 +71,9 @@ class Registry(Generic[C]):
             raise unknown_name(self.noun, name, self.names())
         try:
             return importlib.import_module(point.module)
-        except ImportError as error:
+        except Exception as error:  # a plugin's own code runs here
             raise EnvironmentMissing(
-                f"the plugin {name!r} ({point.value}) can't be imported: {error}",
+                f"the plugin {name!r} ({point.value}) can't be imported: {type(error).__name__}: {error}",
                 hint="reinstall or remove the distribution that provides it",
             ) from error
 

@@ -11,6 +11,7 @@ from typing import Any
 import modelops
 from modelops.core import cache, machine
 from modelops.core.artifact import Artifact
+from modelops.core.component import options_of
 from modelops.core.manifest import FILE_NAME, Step, digest
 from modelops.core.registry import require
 from modelops.errors import from_os_error, missing_path
@@ -36,11 +37,15 @@ class Work:
         return {"modelops": modelops.__version__, **machine.versions(names)}
 
     @property
+    def paths(self) -> set[str]:
+        """The options for which the digests of what they name stand."""
+        read = {name.partition("[")[0] for name in self.inputs}
+        return {item.name for item in options_of(type(self.stage)) if item.type is Path and item.name in read}
+
+    @property
     def key(self) -> str:
         """sha256 over source, options, digests of all files read, and tool versions; paths do not enter."""
-        options = self.stage.to_dict()
-        for name in self.inputs:
-            options.pop(name.partition("[")[0], None)
+        options = {name: value for name, value in self.stage.to_dict().items() if name not in self.paths}
         return digest(
             {
                 "stage": self.stage.name,
@@ -111,11 +116,10 @@ def _what_changed(work: Work, step: Step) -> str:
         if step.inputs.get(name) != found:
             return f"{name} changed"
     before, now = _flat(step.options), _flat(work.stage.to_dict())
-    paths = {name.partition("[")[0] for name in work.inputs}
     changes = [
         f"{name} {before.get(name)} → {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in paths
+        if before.get(name) != now.get(name) and name not in work.paths
     ]
     if changes:
         return "options changed: " + ", ".join(changes)

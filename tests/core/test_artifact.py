@@ -69,8 +69,11 @@ def test_an_existing_target_is_refused_and_force_replaces_it(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_force_never_removes_what_is_no_artifact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("manifest", [None, '{"name": "web application", "icons": []}'])
+def test_force_never_removes_what_is_no_artifact(tmp_path: Path, manifest: str | None) -> None:
     (tmp_path / "a").mkdir()
+    if manifest is not None:
+        (tmp_path / "a" / "manifest.json").write_text(manifest)
     (tmp_path / "a" / "thesis.txt").write_text("years")
     with pytest.raises(UsageError, match="not an artifact"):
         publish(tmp_path / "a", force=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelops.core.component import Component
+from modelops.core.machine import installed
 from modelops.core.registry import Registry, require
 from modelops.errors import EnvironmentMissing, UsageError
 from modelops.quantizers import REGISTRY, Quantizer
@@ -24,6 +25,8 @@ def test_names_come_from_files_and_entry_points_without_importing_them() -> None
 def test_a_plugin_loads_like_any_other() -> None:
     cls = REGISTRY.load("halves")
     assert issubclass(cls, Quantizer) and cls.name == "halves"
+    # Another version of the plugin is another key.
+    assert any(installed(tool) for tool in cls.tools)
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
@@ -42,6 +45,7 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
             "exactly one Quantizer, found 2",
         ),
         ("import no_such_package_at_all", EnvironmentMissing, "can't be imported"),
+        ("1 / 0", EnvironmentMissing, "ZeroDivisionError"),
     ],
 )
 def test_a_plugin_that_breaks_the_contract_is_told_so(

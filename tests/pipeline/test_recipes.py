@@ -253,3 +253,15 @@ def test_an_inconclusive_timing_is_tried_again_unless_it_is_advisory(
         manifest.write_text(manifest.read_text().replace('"verdict": "pass"', '"verdict": "inconclusive"'))
     reasons = [why for _, why in run(folder)]
     assert reasons[:3] == ["reused"] * 3 and "inconclusive" in reasons[3]
+
+
+def test_a_chosen_form_of_source_is_part_of_the_key(folder: Path) -> None:
+    from modelops.pipeline._work import bind, difference
+    from modelops.stages import REGISTRY
+
+    source = str(folder / "m.onnx")
+    told, chosen = (bind(REGISTRY.load("convert").parse(options), source) for options in ({}, {"source": "onnx-file"}))
+    assert told.key != chosen.key
+    made = run_stage(told.stage, source, folder / "made").artifact
+    assert made is not None and difference(told, made) == ""
+    assert difference(chosen, made).startswith("options changed: source")
