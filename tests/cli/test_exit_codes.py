@@ -145,3 +145,8 @@ def test_130_an_interrupt_leaves_nothing_behind(artifact: Path, tmp_path: Path, 
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in errors
     assert os.listdir(tmp_path) == []
+
+
+def test_6_a_time_limit_holds_for_what_doctor_measures(modelops: Command) -> None:
+    done = modelops("doctor", "--peak", "--time-limit", "0.1", "--json")
+    assert done.returncode == 6 and failed(done)["code"] == "resource-exhausted"

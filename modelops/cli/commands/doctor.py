@@ -42,7 +42,7 @@ def _body(values: dict[str, Any]) -> int:
     shell = shell_from("doctor", values)
     try:
         found = facts()
-        found["peak"] = _peak(measure=bool(values.get("peak")))
+        found["peak"] = _peak(worker.Limits(shell.time_limit, shell.memory_limit), measure=bool(values.get("peak")))
         return shell.show_value(found, "\n".join(_lines(found)))
     except ModelOpsError as error:
         return shell.fail(error)
@@ -73,13 +73,15 @@ def facts() -> dict[str, Any]:
     }
 
 
-def _peak(*, measure: bool) -> dict[str, Any] | None:
+def _peak(limits: worker.Limits, *, measure: bool) -> dict[str, Any] | None:
     """The machine's peaks: measured now, or those remembered; None where they were never measured."""
     from modelops.stages import _peak
 
     if not measure:
         return _peak.remembered()
-    found: dict[str, Any] = worker.call("modelops.stages._peak:measure", {}, what="measuring the peak").value
+    found: dict[str, Any] = worker.call(
+        "modelops.stages._peak:measure", {}, limits=limits, what="measuring the peak"
+    ).value
     return found
 
 
