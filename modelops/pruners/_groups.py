@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-Importance = Literal["l1", "l2"]
+Norm = Literal["l1", "l2"]
+Use = tuple["ir.Node", int]
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _skipped(
             yield Skipped(name, len(stuck), why[stuck[0]], bool(interface[stuck[0]]))
 
 
-def importance(anatomy: Anatomy, norm: Importance) -> NDArray[np.float64]:
+def norms(anatomy: Anatomy, norm: Norm) -> NDArray[np.float64]:
     """What every class weighs: the L1 or squared L2 norm of the slices of all weights that make or read it.
 
     Every weight counts with a mean of one per channel, so that a large filter does not drown a small one (as in
@@ -190,20 +191,48 @@ def importance(anatomy: Anatomy, norm: Importance) -> NDArray[np.float64]:
     import numpy as np
 
     score = np.zeros(anatomy.classes)
+    for axis, array in _weights(anatomy, ("out", "in")):
+        others = tuple(k for k in range(array.ndim) if k != axis.place.axis)
+        wide = array.astype(np.float64)
+        _add(anatomy, score, axis, np.abs(wide).sum(others) if norm == "l1" else np.square(wide).sum(others))
+    return score
+
+
+def losses(anatomy: Anatomy, variances: Mapping[Use, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """What every class means to those that read it: the variance that leaves their outputs when it goes.
+
+    That is the squared norm of the weights that read a channel times the channel's variance; its mean can be made up
+    for by a bias. As above, every weight counts with a mean of one.
+    """
+    import numpy as np
+
+    score = np.zeros(anatomy.classes)
+    for axis, array in _weights(anatomy, ("in",)):
+        others = tuple(k for k in range(array.ndim) if k != axis.place.axis)
+        squares = np.square(array.astype(np.float64)).sum(others)
+        assert axis.place.use is not None
+        variance = variances.get(axis.place.use)
+        _add(anatomy, score, axis, squares if variance is None else squares * variance)
+    return score
+
+
+def _weights(anatomy: Anatomy, roles: tuple[str, ...]) -> Iterator[tuple[Axis, NDArray[Any]]]:
+    """The labelled axes of matrices and filters that have one of these roles; shared weights come once."""
     seen: set[tuple[str, int]] = set()
     for axis in anatomy.axes.axes:
         place = axis.place
         key = (str(place.value.name), place.axis)
-        if place.use is None or axis.role not in ("out", "in") or key in seen:
+        if place.use is None or axis.role not in roles or key in seen:
             continue
         array = anatomy.network.constant(place.value)
-        if array is None or array.ndim < 2 or array.dtype.kind != "f":
-            continue
-        seen.add(key)
-        others = tuple(k for k in range(array.ndim) if k != place.axis)
-        wide = array.astype(np.float64)
-        sums = np.abs(wide).sum(others) if norm == "l1" else np.square(wide).sum(others)
-        mean = sums.mean()
-        if mean > 0:
-            np.add.at(score, anatomy.class_of[axis.labels], sums / mean)
-    return score
+        if array is not None and array.ndim >= 2 and array.dtype.kind == "f":
+            seen.add(key)
+            yield axis, array
+
+
+def _add(anatomy: Anatomy, score: NDArray[np.float64], axis: Axis, values: NDArray[np.float64]) -> None:
+    import numpy as np
+
+    mean = values.mean()
+    if mean > 0:
+        np.add.at(score, anatomy.class_of[axis.labels], values / mean)

@@ -40,7 +40,10 @@ class Channels(Pruner):
         max=0.99,
         unit="fraction",
     )
-    importance: Literal["l1", "l2"] = option(default="l2", help="The norm by which channels are ranked.")
+    importance: Literal["l1", "l2", "activation"] | None = option(
+        default=None,
+        help="How channels are ranked: by a norm of their weights, or by what they carry; the latter with data.",
+    )
     recover: Literal["none", "bias", "least-squares"] | None = option(
         default=None, help="How what is left makes up for what went; least-squares where there is data, else none."
     )
@@ -61,12 +64,13 @@ class Channels(Pruner):
         from modelops.pruners._network import opened
         from modelops.pruners._recover import recover
 
+        self._refuse_missing_data(workbench)
         method = self._recovery(workbench)
         network = opened(source, workbench.signature, self._feed(source, workbench), workbench.scratch)
         anatomy = _groups.examine(network)
         if not any(group.size > 1 for group in anatomy.groups):
             raise _nothing(anatomy)
-        gone = self._chosen(anatomy)
+        gone = self._chosen(anatomy, workbench)
         counter = MacCounter(anatomy)
         before, after = counter.count(), counter.count(gone)
         removed, hidden = anatomy.removed_channels(gone), anatomy.hidden_channels()
@@ -98,6 +102,10 @@ class Channels(Pruner):
             },
         )
 
+    def _refuse_missing_data(self, workbench: Workbench) -> None:
+        if self.importance == "activation" and not workbench.has_data:
+            raise UsageError("--importance activation needs samples", hint="give some with --data")
+
     def _recovery(self, workbench: Workbench) -> Literal["none", "bias", "least-squares"]:
         if self.recover is None:
             return "least-squares" if workbench.has_data else "none"
@@ -115,11 +123,19 @@ class Channels(Pruner):
             return next(iter(small(workbench.batches(), BatchAxis.of(workbench.signature))))
         return random_feed(workbench.signature, _ROWS, bounds=index_bounds(source))
 
-    def _chosen(self, anatomy: Anatomy) -> NDArray[np.bool_]:
+    def _chosen(self, anatomy: Anatomy, workbench: Workbench) -> NDArray[np.bool_]:
         """Which classes of channels go."""
+        from modelops.graphs.batches import BatchAxis
         from modelops.pruners import _allocation, _groups
+        from modelops.pruners._activations import variances
 
-        score = _groups.importance(anatomy, self.importance)
+        ranking = self.importance or ("activation" if workbench.has_data else "l2")
+        if ranking == "activation":
+            axis = BatchAxis.of(workbench.signature)
+            found = variances(anatomy, workbench.batches(), axis, workbench.scratch)
+            score = _groups.losses(anatomy, found)
+        else:
+            score = _groups.norms(anatomy, ranking)
         if self.macs is not None:
             return _allocation.by_macs(anatomy, score, self.macs, self.round_to)
         return _allocation.by_share(anatomy, score, self._share, self.round_to)

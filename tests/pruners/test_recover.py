@@ -151,3 +151,30 @@ def test_refitted_filters_are_others_than_cut_ones(tmp_path: Path) -> None:
     ]
     changed = [name for name in weights[1] if not np.array_equal(weights[0][name], weights[1][name])]
     assert len(changed) >= 2
+
+
+def test_channels_that_never_change_go_first(tmp_path: Path) -> None:
+    # The largest filters read an input that is always the same: a bias can stand in for them.
+    b = Build()
+    x = b.input("batch", 3, 8, 8)
+    filters = b.random.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    filters[:4, 1:] = 0
+    filters[:4, 0] *= 10
+    still = b.node("Mul", x, b.const(np.float32([0, 1, 1]).reshape(3, 1, 1)))
+    y = b.node("Conv", still, b.const(filters), b.normal(8), pads=[1, 1, 1, 1])
+    model = b.model(b.head(b.conv(b.node("Sigmoid", y), 8, 4), 4))
+    kept = {}
+    for importance in ("l2", "activation"):
+        _, pruned, _ = prune(model, tmp_path / importance, importance=importance, recover="none")
+        cut = next(numpy_helper.to_array(t) for t in onnx.load(pruned).graph.initializer if t.dims[1:] == [3, 3, 3])
+        kept[importance] = [next(k for k in range(8) if np.array_equal(filters[k], row)) for row in cut]
+    assert set(kept["activation"]) == {4, 5, 6, 7}
+    assert set(kept["l2"]) != {4, 5, 6, 7}
+
+
+def test_ranking_by_activations_needs_samples(tmp_path: Path) -> None:
+    onnx.save(FOLLOWED["chain"](), tmp_path / "source.onnx")
+    bench = Bench(tmp_path / "source.onnx", tmp_path / "scratch")
+    pruner = REGISTRY.load("channels").parse({"importance": "activation"})
+    with pytest.raises(UsageError, match="needs samples"):
+        pruner.prune(tmp_path / "source.onnx", tmp_path / "pruned.onnx", bench)  # type: ignore[arg-type]
