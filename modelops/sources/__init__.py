@@ -26,7 +26,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model as a source gives it: a torch module with example inputs, or the path of an ONNX file.
+    """A model as a source gives it: a torch module with example inputs, an estimator, or the path of an ONNX file.
 
     ``args`` and ``kwargs`` are what the module is called with; without any, the user's ``--input`` says what it takes.
     ``drawn`` says that the source made them up, so that others will do as well. ``input_names`` are the names of the
@@ -54,6 +54,8 @@ class Loaded:
 class Source(Component):
     """One form of model."""
 
+    framework: ClassVar[Literal["torch", "sklearn", "onnx"]] = "torch"
+    """What ``Loaded.module`` is; of an ONNX file there is only the path."""
     takes: ClassVar[frozenset[str]] = frozenset()
     """The options of ``convert`` that mean something for this form, by name."""
 
@@ -90,5 +92,8 @@ def detect(spec: str) -> Source:
         raise missing_path("source", path)
     if (path / "manifest.json").is_file():
         raise InputRefused(f"{spec} is an artifact: it is converted already", hint="give it to simplify or quantize")
-    forms = "a Hugging Face directory, file.py:function, package.module:function, or an .onnx, .pt2, .pt or .pth file"
-    raise InputRefused(f"{spec} is no form of model that can be read", hint=f"give {forms}")
+    raise InputRefused(
+        f"{spec} is no form of model that can be read",
+        hint="give a Hugging Face directory (with config.json), file.py:function, package.module:function, "
+        "or an .onnx, .skops, .joblib, .pt2, .pt or .pth file",
+    )

@@ -12,6 +12,8 @@ from modelops.sources import Loaded, Request, Source
 class OnnxFile(Source):
     """An .onnx file, with its external data beside it."""
 
+    framework = "onnx"
+
     @classmethod
     def reads(cls, spec: str) -> bool:
         return spec.endswith(".onnx")

@@ -24,15 +24,16 @@ class Convert(Stage):
     """Turn a model into ONNX, and check it against the original.
 
     SOURCE is a Hugging Face directory, file.py:function or package.module:function (which returns a torch module, and
-    example inputs with it), an .onnx file, or a .pt2, .pt or .pth file that you trust. The batch is dynamic unless you
-    say --static, and so is the sequence of text. What comes out is run in onnxruntime against the original on seeded
-    inputs and at several shapes, and is kept only when it agrees; those inputs and outputs stay with it as
-    reference.npz.
+    example inputs with it), an .onnx file, a scikit-learn model in .skops, or a .pt2, .pt, .pth or .joblib file that
+    you trust. The batch is dynamic unless you say --static, and so is the sequence of text. What comes out is run in
+    onnxruntime against the original on seeded inputs and at several shapes, and is kept only when it agrees; those
+    inputs and outputs stay with it as reference.npz.
     """
 
     reads = "source"
     tools: ClassVar[tuple[str, ...]] = (
-        "torch", "transformers", "safetensors", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
+        "torch", "transformers", "safetensors", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scikit-learn",
+        "skl2onnx",
     )  # fmt: skip
 
     source: Source | None = choice(REGISTRY, help="The form of the source; told from SOURCE when left out.")
@@ -66,10 +67,14 @@ class Convert(Stage):
         require(type(form))
         self._refuse_unfit(form)
         request = Request(weights=self.weights, attention=self.attention, allow_code=self.allow_code)
-        if "torch" not in form.requires:
+        if form.framework == "onnx":
             from modelops.stages._from_onnx import convert as from_onnx
 
             return from_onnx(form.open(source, request), self, draft)
+        if form.framework == "sklearn":
+            from modelops.stages._from_sklearn import convert as from_sklearn
+
+            return from_sklearn(form.open(source, request), self, draft)
         from modelops.stages._eager import deterministic
         from modelops.stages._from_torch import convert as from_torch
 
@@ -86,7 +91,7 @@ class Convert(Stage):
 
     def _refuse_unfit(self, form: Source) -> None:
         """UsageError for an option that means nothing for this form of source."""
-        takes = _ALWAYS | form.takes | (_OF_MODULES if "torch" in form.requires else frozenset())
+        takes = _ALWAYS | form.takes | (_OF_MODULES if form.framework == "torch" else frozenset())
         for item in options_of(type(self)):
             if item.name not in takes and getattr(self, item.name) != item.default:
                 raise UsageError(f"{item.flag} means nothing for a source of the form {form.name}", hint="leave it out")
