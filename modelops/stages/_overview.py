@@ -10,9 +10,12 @@ from typing import Any
 
 from modelops.core.artifact import Artifact
 from modelops.core.progress import progress
+from modelops.graphs.batches import BatchAxis
 from modelops.measures.comparison import Comparison
 from modelops.measures.metrics import evaluate
 from modelops.stages._compare import feeds, running
+from modelops.stages._losses import made_up
+from modelops.stages._measuring import Side, from_data
 from modelops.stages._race import Contender, standings
 from modelops.stages._table import Table
 from modelops.stages._workbench import SampleBench
@@ -70,10 +73,11 @@ def _backend() -> Any:
 
 
 def _one_row(bench: SampleBench) -> dict[str, Any]:
-    """One sample as a batch of one: the user's first, else the first row of the reference or of seeded inputs."""
-    if bench.has_data:
-        return {name: array[:1] for name, array in next(bench.batches()).items()}
-    return {name: array[:1] for name, array in feeds(bench.source)[0].items()}
+    """One sample, or as few as the model takes: the user's first, else those of the reference or seeded ones."""
+    axis = BatchAxis.of(bench.signature)
+    feed = next(bench.batches()) if bench.has_data else feeds(bench.source)[0]
+    rows = axis.size or 1
+    return {name: array[:rows] if name in axis.inputs else array for name, array in feed.items()}
 
 
 def _quality(artifacts: list[Artifact], bench: SampleBench, table: Table) -> tuple[list[list[Any]], list[str]]:
@@ -102,5 +106,6 @@ def _quality(artifacts: list[Artifact], bench: SampleBench, table: Table) -> tup
 def _outputs(artifact: Artifact, bench: SampleBench) -> Iterator[dict[str, Any]]:
     progress(f"evaluating {artifact.path.name}")
     with running(artifact.model) as session:
-        for feed in bench.batches() if bench.has_data else feeds(bench.source):
-            yield session.run(feed)
+        side = Side(session, artifact.signature)
+        for given in from_data(bench) if bench.has_data else made_up(bench.source):
+            yield side.run(given)

@@ -265,3 +265,22 @@ def test_a_chosen_form_of_source_is_part_of_the_key(folder: Path) -> None:
     made = run_stage(told.stage, source, folder / "made").artifact
     assert made is not None and difference(told, made) == ""
     assert difference(chosen, made).startswith("options changed: source")
+
+
+def test_the_table_of_a_model_with_a_fixed_batch_counts_every_sample_once(folder: Path) -> None:
+    import numpy as np
+    import onnx
+
+    model = onnx.load(folder / "m.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, folder / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
+    np.savez(folder / "held_out.npz", x=x, labels=np.zeros(10, np.int64))
+    (folder / "recipe.toml").write_text(
+        'source = "m.onnx"\n[table]\nbudget = 1\ndata = "held_out.npz"\nmetric = "top1"\n'
+        '[[step]]\nstage = "copy-model"\n'
+    )
+    outcome = run_recipe(Recipe.read(folder / "recipe.toml"), folder / "out")
+    assert outcome.error is None
+    assert "top1 (n=10)" in outcome.table["columns"] and outcome.table["rows"][0][3] > 0
