@@ -45,7 +45,7 @@ class Sklearn(Source):
             estimator, ran = _from_skops(path, request)
         else:
             trusted(spec, request, what="a pickle", runs=lambda name: name.endswith(".pkl"), safer=_SAFER)
-            import joblib
+            joblib = importlib.import_module("joblib")
 
             with loading(path, "joblib"):
                 estimator = joblib.load(path)
