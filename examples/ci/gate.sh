@@ -31,6 +31,7 @@ step quantize modelops quantize "$out/float" "$out/deploy" --data "$calibration"
     --max-drop 2% --if-slower keep-source --speed-budget "${BUDGET:-20s}"
 
 # Both models are timed now, on this machine, by turns: a baseline of another day or machine proves nothing.
-step bench modelops bench "$out/deploy" "$out/evidence" --against "$out/float" --budget "${BUDGET:-60s}"
+step bench modelops bench "$out/deploy" "$out/evidence" --against "$out/float" --data "$held_out" \
+    --budget "${BUDGET:-60s}"
 
 echo "passed: deploy $out/deploy"
