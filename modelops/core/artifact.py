@@ -25,7 +25,8 @@ from modelops.errors import InputRefused, ModelOpsError, StageFailed, UsageError
 
 log = logging.getLogger(__name__)
 
-_DRAFT = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d+)-[0-9a-f]{8}")
+# The process that writes it, by the namespace in which its number counts: a container's is another's.
+_DRAFT = re.compile(r"\.(?P<name>.+)\.tmp-(?P<space>\d+)-(?P<pid>\d+)-[0-9a-f]{8}")
 _ROLES = {
     "model.onnx": "model",
     "model.onnx.data": "external-data",
@@ -278,7 +279,7 @@ def drafting(target: Path | str, *, force: bool = False) -> Iterator[Publication
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
-        path = target.parent / f".{target.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        path = target.parent / f".{target.name}.tmp-{_space()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         path.mkdir(mode=0o755)
     except OSError as error:
         raise from_os_error(error, f"can't write {target}") from error
@@ -320,8 +321,16 @@ def sweep(target: Path) -> None:
     """Remove the drafts that killed processes left beside this target."""
     for entry in target.parent.glob(f".{_escaped(target.name)}.tmp-*"):
         match = _DRAFT.fullmatch(entry.name)
-        if match and match["name"] == target.name and _dead(match["pid"]):
+        if match and match["name"] == target.name and int(match["space"]) == _space() and _dead(match["pid"]):
             _remove(entry)
+
+
+def _space() -> int:
+    """The namespace of process numbers, on Linux."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _dead(pid: str) -> bool:

@@ -118,7 +118,8 @@ class _Job:
             calibration, self.rows = split(whole, stage.samples)
         self.calibration = self._bench(stage.data, calibration)
         if stage.eval is not None:
-            self.more = self.rows if self.rows.real else None
+            # Only what calibration has not seen can prove anything.
+            self.more = self.rows if self.rows.real and self.rows.skip else None
             bench = self._bench(stage.eval, None)
             made_up = bench.dataset is not None and bench.dataset.made_up
             self.rows = Rows("--eval", not made_up, bench)
