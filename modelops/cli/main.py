@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 from modelops import __version__
 from modelops.errors import (
@@ -21,20 +22,34 @@ from modelops.errors import (
     unknown_name,
 )
 
+_REFUSALS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+    | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+)
 _ISSUES = "please report it, with the command and the lines above, where you got modelops from"
 
 
 def main() -> None:
     """Run the command line of this process, and leave with its exit code."""
+    _open_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, _interrupt)
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Open what the caller closed of the three streams, so that no file of ours takes their numbers."""
+    while (lowest := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(lowest)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,22 +62,27 @@ def run(argv: Sequence[str]) -> int:
         return _dispatch(words)
     except KeyboardInterrupt:
         return _interrupted(name, as_json=as_json)
-    except (ModelOpsError, PermissionError) as error:
-        if debug:
-            traceback.print_exc()
-        from modelops.cli.shell import failure, print_failure
-
-        told = error if isinstance(error, ModelOpsError) else from_os_error(error, "can't go on")
-        return print_failure(failure(name, told), as_json=as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        told = from_os_error(error, "can't go on") if _is_of_the_system(error) else error
+        if isinstance(told, ModelOpsError):
+            if debug:
+                traceback.print_exc()
+            from modelops.cli.shell import failure, print_failure
+
+            return print_failure(failure(name, told), as_json=as_json)
         print(getattr(error, "text", None) or traceback.format_exc(), file=sys.stderr)
         print(f"this is a bug in modelops {__version__}: {_ISSUES}", file=sys.stderr)
         if as_json:
             _print_bug(name, error)
         return EXIT_BUG
+
+
+def _is_of_the_system(error: Exception) -> TypeGuard[OSError]:
+    """Whether the system refused what no bug asked of it: a path without permission, a full disk or table."""
+    return isinstance(error, OSError) and error.errno in _REFUSALS
 
 
 def _interrupted(name: str, *, as_json: bool) -> int:
@@ -96,6 +116,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"modelops {__version__}")
         return 0
+    _refuse_foreign_bytes(words)
     name = words[0]
     if name in root.stage_files() or (name not in root.COMMANDS and name in _plugin_stages()):
         from modelops.cli.commands import _stage
@@ -106,6 +127,14 @@ def _dispatch(words: list[str]) -> int:
     import importlib
 
     return _invoke(importlib.import_module(f"modelops.cli.commands.{name}").command(), name, words[1:])
+
+
+def _refuse_foreign_bytes(words: list[str]) -> None:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{word!r} is not UTF-8, which the tools below need", hint="rename the file") from error
 
 
 def _plugin_stages() -> list[str]:

@@ -100,7 +100,7 @@ def print_failure(document: Mapping[str, Any], *, as_json: bool) -> int:
     if as_json:
         _print(_rendered("json", document))
     else:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
             print(f"error: {plain(error['message'])}", file=sys.stderr)
             if error["hint"]:
                 print(f"  hint: {plain(error['hint'])}", file=sys.stderr)
@@ -169,7 +169,8 @@ def _write(path: Path, text: str) -> None:
         fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise from_os_error(error, f"writing the report {path}") from error
 
 
@@ -198,7 +199,7 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
         if what in spoken and not ended and now - spoken[what] < _HEARTBEAT_SECONDS:
             return
         spoken[what] = now
-        with contextlib.suppress(BrokenPipeError):  # the work goes on when nobody listens
+        with contextlib.suppress(OSError):  # the work goes on when nobody listens
             print(f"{plain(what)}{f' {done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
     yield in_lines

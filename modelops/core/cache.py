@@ -99,7 +99,7 @@ def digest_of(path: Path) -> str:
         for file in sorted(path.rglob("*"))
         if file.is_file() and not _passed_over(file.relative_to(path))
     ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
 def _passed_over(relative: Path) -> bool:

@@ -53,6 +53,8 @@ class Jsonl(Dataset):
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", record) of every line that is not blank."""
+    if path.exists() and not path.is_file():
+        raise InputRefused(f"{path} is not a regular file", hint="give a file")
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(_lines(file, path), 1):

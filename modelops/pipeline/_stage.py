@@ -183,7 +183,7 @@ def _named(source: str, work: Work) -> dict[str, str]:
 
 
 def _refuse_overlap(source: str, target: Path) -> None:
-    here, there = Path(source).resolve(), target.resolve()
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(target))
     if here == there or here in there.parents:
         raise UsageError(f"{target} is, or lies inside, the source {source}", hint="choose another place for OUT")
     if there in here.parents and there.exists():

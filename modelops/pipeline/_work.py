@@ -16,6 +16,7 @@ from modelops.core.manifest import FILE_NAME, Step, digest
 from modelops.core.registry import require
 from modelops.errors import from_os_error, missing_path
 from modelops.stages import Stage
+from modelops.stages._workbench import open_dataset
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def bind(stage: Stage, source: Artifact | str) -> Work:
     """The work of a stage on a source: digests every file that it says it reads."""
     for component in stage.components():
         require(type(component))
+    _refuse_what_no_dataset_reads(stage)
     text = str(source.path) if isinstance(source, Artifact) else source
     inputs = {}
     for name, path in stage.inputs(text).items():
@@ -70,6 +72,14 @@ def bind(stage: Stage, source: Artifact | str) -> Work:
         except OSError as error:
             raise from_os_error(error, f"can't read {path}") from error
     return Work(stage, source, inputs)
+
+
+def _refuse_what_no_dataset_reads(stage: Stage) -> None:
+    """Say so before a folder is digested that may be anything; for stages that read datasets."""
+    names = {item.name for item in options_of(type(stage)) if item.type is Path and not item.many}
+    for name in names & {"data", "eval"} if hasattr(stage, "dataset") else ():
+        if (path := getattr(stage, name)) is not None:
+            open_dataset(path, getattr(stage, "dataset", None))
 
 
 def input_digest(name: str, path: Path) -> str:
