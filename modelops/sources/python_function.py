@@ -44,7 +44,7 @@ class PythonFunction(Source):
         found = resolve(place)
         value = found if isinstance(found, torch.nn.Module) else call(place, found)
         module, args, kwargs = _parts(value, str(place))
-        notes: list[str] = []
+        module, notes = _plain(module)
         if request.weights is not None:
             from modelops.sources._weights import load_strictly
 
@@ -86,6 +86,22 @@ def _parts(value: Any, where: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]
     if len(parts) == 3 and isinstance(parts[1], (tuple, list)) and isinstance(parts[2], dict):
         return module, tuple(parts[1]), dict(parts[2])
     raise StageFailed(f"{where} returned {len(parts)} things that are not understood", hint=_RETURNS)
+
+
+def _plain(module: Any) -> tuple[Any, list[str]]:
+    """The module itself, on the CPU, out of what torch.compile and DataParallel put around it; and remarks."""
+    import torch
+
+    notes = []
+    for attribute, around in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
+        inner = getattr(module, attribute, None)
+        if isinstance(inner, torch.nn.Module) and type(module).__module__.startswith("torch."):
+            module = inner
+            notes.append(f"the module was taken out of {around}")
+    if any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers())):
+        module = module.cpu()
+        notes.append("the module was moved to the CPU")
+    return module, notes
 
 
 def _called(module: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -35,8 +35,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     (
         "frozen dimension",
-        r"Constraints violated|ConstraintViolation|specialized it to be a constant|but your code specialized"
-        r"|must be equal to|is not divisible",
+        r"Constraints violated|ConstraintViolation|inferred a static shape|specialized it to be a constant"
+        r"|but your code specialized|must be equal to|is not divisible",
     ),
     (
         "unknown container",
@@ -74,10 +74,11 @@ class OtherOpset(Exception):
 def classify(error: BaseException) -> Cause:
     """The cause of a failed export, told from the whole chain of exceptions."""
     chain = list(_chain(error))
-    text = _telling(chain)
     for kind, of in (("frozen dimension", FrozenDimension), ("other opset", OtherOpset)):
-        if any(isinstance(link, of) for link in chain):
-            return Cause(kind, text)
+        for link in chain:
+            if isinstance(link, of):
+                return Cause(kind, str(link))
+    text = _telling(chain)
     if any(isinstance(link, (MemoryError, ResourceExhausted)) for link in chain):
         return Cause("memory", text)
     whole = "\n".join(f"{type(link).__name__}: {link}" for link in chain)

@@ -39,6 +39,7 @@ Exporter = Literal["auto", "dynamo", "torchscript"]
 OPSET = 20
 """What both exporters can write, and every runtime of the last years reads."""
 NEWEST_TORCHSCRIPT = 20
+_STATIC = re.compile(r"inferred a static shape of (\d+) for dimension inputs\['tensors'\]\[(\d+)\]\.shape\[(\d+)\]")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -122,6 +123,7 @@ def _dynamo(job: Job, shapes: Any, *, strict: bool) -> onnx_ir.Model:
         stack.enter_context(torch.fx.experimental._config.patch(backed_size_oblivious=True))
         for patch in _recurrent():
             stack.enter_context(patch)
+        stack.enter_context(_naming_dimensions(job.envelope))
         exported = torch.export.export(
             job.eager.flat,
             tuple(job.tensors),
@@ -141,6 +143,22 @@ def _dynamo(job: Job, shapes: Any, *, strict: bool) -> onnx_ir.Model:
             verbose=False,
         )
     return named(program.model, job)
+
+
+@contextlib.contextmanager
+def _naming_dimensions(envelope: Envelope) -> Iterator[None]:
+    """Say by its name which dimension torch found to be fixed: it speaks of places in the wrapper's inputs."""
+    try:
+        yield
+    except Exception as error:
+        found = _STATIC.search(str(error))
+        if found is None:
+            raise
+        size, number, axis = (int(group) for group in found.groups())
+        spec = envelope.specs[number]
+        raise FrozenDimension(
+            f"dimension {spec.shape[axis]!r} of input {spec.name!r} is fixed at {size} by something in forward"
+        ) from error
 
 
 def _recurrent() -> Iterator[Any]:

@@ -99,8 +99,8 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
 def _climb(
     prepared: Prepared, cases: Cases, rungs: Sequence[Rung], opset: int | None, target: Path, work: _Work
 ) -> _Made:
-    """The first rung whose result holds; else the first that gave any result; StageFailed when none did."""
-    fallback: _Made | None = None
+    """The first rung whose result holds; else what the very first made, if it made anything; StageFailed otherwise."""
+    first: _Made | None = None
     with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
         job = Job(prepared.eager, prepared.eager.tensors, prepared.envelope, cases.layout.dims, opset, Path(scratch))
         for rung, export in rungs:
@@ -123,9 +123,9 @@ def _climb(
                 return made
             kind = "graph that onnxruntime refuses" if made.failed.name == "runs" else "wrong numbers"
             work.failed.append((rung, Cause(kind, made.failed.message)))
-            fallback = fallback or made
-    if fallback is not None:
-        return fallback
+            first = first or (made if len(work.failed) == 1 else None)
+    if first is not None:
+        return first
     raise _no_rung(work.failed)
 
 

@@ -148,3 +148,11 @@ def test_names_that_are_not_there_are_usage_errors(tmp_path):
 @pytest.mark.parametrize("spec", ["net.py:build", "sub/net.py:build", "zoo.nets:layer", "zoo:layer"])
 def test_functions_are_detected_by_their_form(spec):
     assert detect(spec).name == "python-function"
+
+
+@pytest.mark.parametrize("around", ["torch.compile", "torch.nn.DataParallel"])
+def test_a_module_is_taken_out_of_what_is_around_it(tmp_path, around):
+    (tmp_path / "net.py").write_text(f"import torch\ndef build(): return {around}(torch.nn.Linear(4, 2))\n")
+    loaded = _open("net.py:build")
+    assert type(loaded.module) is torch.nn.Linear
+    assert any(around.rpartition(".")[2] in note for note in loaded.notes)

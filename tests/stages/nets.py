@@ -91,6 +91,13 @@ class Branching(Linear):
         return y if x.sum() > 0 else y * 2
 
 
+class Specialised(Linear):
+    """Python looks at the batch, so that what is recorded holds for one batch only."""
+
+    def after(self, y, x):
+        return y.view(2, 4) if x.shape[0] == 2 else y * 1.5
+
+
 class Raising(Linear):
     def after(self, y, x):
         raise RuntimeError("never trained")

@@ -257,6 +257,21 @@ def test_a_branch_on_values_is_no_silent_success(quick):
     assert result.report.details["failed_rungs"][0]["cause"] == "wrong numbers"
 
 
+@pytest.mark.parametrize(
+    ("name", "cause", "said"),
+    [
+        ("Branching", "data-dependent control flow", "torch.where"),
+        ("Specialised", "frozen dimension", "x.shape"),
+    ],
+)
+def test_when_every_exporter_fails_the_first_cause_is_told(tmp_path, name, cause, said):
+    with pytest.raises(StageFailed, match=f"dynamo: {cause}: .*; torchscript: ") as caught:
+        convert(tmp_path / "out", f"{NETS}:only_{name}")
+    assert said in caught.value.hint
+    if name == "Specialised":
+        assert "dimension 'batch' of input 'x' is fixed at 2 by something in forward" in caught.value.message
+
+
 def test_a_wrong_export_is_caught(quick, monkeypatch):
     from modelops.stages import _from_torch
 
