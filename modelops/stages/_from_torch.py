@@ -121,12 +121,18 @@ def _climb(
                 continue
             if made.failed is None:
                 return made
-            kind = "graph that onnxruntime refuses" if made.failed.name == "runs" else "wrong numbers"
-            work.failed.append((rung, Cause(kind, made.failed.message)))
+            work.failed.append((rung, Cause(_kind(made), made.failed.message)))
             first = first or (made if len(work.failed) == 1 else None)
     if first is not None:
         return first
     raise _no_rung(work.failed)
+
+
+def _kind(made: _Made) -> str:
+    """What kind of failure it is when a graph was written and does not hold."""
+    if len(made.trial.working) == len(made.trial.cases):
+        return "wrong numbers"
+    return "frozen dimension" if made.trial.working else "graph that onnxruntime refuses"
 
 
 def _release() -> None:

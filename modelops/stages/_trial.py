@@ -58,6 +58,11 @@ class Trial:
     results: Sequence[Outputs | str]
     layout: Layout
 
+    @property
+    def working(self) -> list[Case]:
+        """The cases that the model runs."""
+        return [case for case, result in zip(self.cases, self.results, strict=True) if not isinstance(result, str)]
+
     def differences(self) -> dict[str, Difference]:
         """How far the sample rows differ, by output."""
         return self._differences(self._rows())
@@ -66,7 +71,9 @@ class Trial:
         """The export gates on the sample rows, and one check for every other shape."""
         for case, result in zip(self.cases, self.results, strict=True):
             if case.is_rows and isinstance(result, str):
-                return [Check("runs", "fail", f"onnxruntime can't run the exported model: {result}")]
+                works = f"; it works at {shape_text(self.working[0])}" if self.working else ""
+                text = f"onnxruntime can't run the exported model at {shape_text(case)}{works}: {result}"
+                return [Check("runs", "fail", text)]
         # Of one row, the source's own error may be nothing by chance: float64 is judged on all shapes together.
         float64 = self._float64([*self._rows(), *self._others_run()])
         checks = judge(self.differences(), "export", agreement_evaluated=False, float64=float64)

@@ -272,6 +272,13 @@ def test_when_every_exporter_fails_the_first_cause_is_told(tmp_path, name, cause
         assert "dimension 'batch' of input 'x' is fixed at 2 by something in forward" in caught.value.message
 
 
+def test_a_graph_that_works_at_the_traced_size_alone_is_called_frozen(quick):
+    result = quick("only_Specialised")
+    assert result.report.exit_code == 1
+    assert result.report.details["failed_rungs"][0]["cause"] == "frozen dimension"
+    assert "at x [32, 4]; it works at x [2, 4]" in result.report.worst().message
+
+
 def test_a_wrong_export_is_caught(quick, monkeypatch):
     from modelops.stages import _from_torch
 
