@@ -151,7 +151,8 @@ def _help(item: Option) -> str:
     ]
     bounds = ", ".join(limit for limit in limits if limit)
     text = f"{item.help} ({bounds})" if bounds else item.help
-    return f"{text} [required]" if item.required else text
+    text = f"{text} [required]" if item.required else text
+    return text.replace("[", "\\[")  # Typer reads "[batch,3,8]" as markup, and drops it
 
 
 def _common(name: str, annotation: Any, default: Any, **info: Any) -> inspect.Parameter:
