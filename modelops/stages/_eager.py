@@ -41,8 +41,7 @@ def deterministic(seed: int) -> Iterator[None]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
@@ -101,6 +100,11 @@ class Eager:
 
     def _arrays(self, outputs: Any) -> dict[str, NDArray[Any]]:
         return {name: leaf.detach().cpu().numpy() for name, leaf in zip(self.output_names, outputs, strict=True)}
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the module's weights take in memory."""
+        return sum(tensor.nbytes for tensor in (*self.module.parameters(), *self.module.buffers()))
 
     def to_double(self) -> bool:
         """Turn the module's weights into float64, for good; False where that fails."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# In float64 weights take twice their size, on top of what they take already.
+_MOST_IN_FLOAT64 = 1 << 30
+
 
 @dataclass
 class _Work:
@@ -67,6 +70,13 @@ class _Made:
 
 def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     """Write model.onnx and reference.npz into the draft, and report what was checked."""
+    import torch
+
+    with torch.no_grad():
+        return _convert(loaded, stage, draft)
+
+
+def _convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     work = _Work(notes=list(loaded.notes))
     prepared = prepare(loaded, stage)
     with work.timed("running the source"):
@@ -79,9 +89,7 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     )
     if made.failed is None:
         with work.timed("float64"):
-            made = _with_float64(made, prepared)
-        if made.trial.cases[0].outputs64 is None:
-            work.notes.append("the source does not run in float64: its own error is not known")
+            made = _with_float64(made, prepared, work)
         stored = [case for case in made.trial.cases if case.name in cases.stored]
         reference.write(draft.file(reference.FILE_NAME), stored)
         for name, path in loaded.files.items():
@@ -157,20 +165,30 @@ def _no_rung(failed: Sequence[tuple[str, Cause]]) -> ModelOpsError:
     return kind(f"no exporter could convert the model: {said[:1200]}", hint=first.hint)
 
 
-def _with_float64(made: _Made, prepared: Prepared) -> _Made:
+def _with_float64(made: _Made, prepared: Prepared, work: _Work) -> _Made:
     """The same, judged also against what the source gives in float64, where it runs in that."""
-    if not prepared.eager.to_double():
+    if prepared.eager.weight_bytes > _MOST_IN_FLOAT64:
+        work.notes.append(f"float64 was left out: the weights take more than {_MOST_IN_FLOAT64 >> 30} GiB")
         return made
+    found = _judged_in_float64(made, prepared)
+    if found is None:
+        work.notes.append("the source does not run in float64: its own error is not known")
+    return found or made
+
+
+def _judged_in_float64(made: _Made, prepared: Prepared) -> _Made | None:
+    if not prepared.eager.to_double():
+        return None
     cases: list[Case] = []
     for case in made.trial.cases:
         try:
             outputs = prepared.eager.run(case.feed, double=True)
         except Exception as error:
             log.debug("no float64: %s", error)
-            return made
+            return None
         floats = {name: value for name, value in outputs.items() if case.outputs[name].dtype.kind == "f"}
         if any(value.dtype.name != "float64" for value in floats.values()):
-            return made
+            return None
         cases.append(replace(case, outputs64=case.take(floats) or None))
     trial = replace(made.trial, cases=cases)
     return replace(made, trial=trial, checks=trial.checks())

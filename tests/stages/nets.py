@@ -155,6 +155,17 @@ def linear():
     return Linear(), torch.randn(2, 4)
 
 
+def trained():
+    """The function may train: gradients are on, and random numbers are seeded."""
+    net, x = Linear(), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), x).backward()
+        optimizer.step()
+    return net, x
+
+
 def fixed():
     return Fixed(), torch.randn(2, 4)
 

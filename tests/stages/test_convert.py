@@ -297,6 +297,12 @@ def test_a_wrong_export_is_caught(quick, monkeypatch):
     assert quick("linear").report.exit_code == 1
 
 
+def test_a_function_that_trains_gives_the_same_model_each_time(tmp_path):
+    for name in ("a", "b"):
+        assert convert(tmp_path / name, f"{NETS}:trained", exporter="torchscript").report.verdict == "pass"
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
 def test_weights_from_a_file_are_the_converted_ones(quick, tmp_path):
     state = {"linear.weight": torch.eye(4) * 3, "linear.bias": torch.arange(4.0)}
     save_file(state, tmp_path / "w.safetensors")
