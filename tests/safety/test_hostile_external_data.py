@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import hostile_models as hostile
 import onnx
 import pytest
 from onnx import TensorProto
-from under_watch import forged
+from under_watch import commands, forged
 
 #: The bytes of the secret: a pattern that no model here holds otherwise.
 CANARY = b"never-to-be-seen"
@@ -31,31 +28,6 @@ CASES = (
     ("absolute", "sparse_indices"),
     ("device", "mislabelled_attribute"),
 )
-
-DRIVER = """
-import contextlib, io, json, sys
-from modelops.cli.main import run
-for words in json.load(sys.stdin):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = run(words)
-    print(json.dumps([code, out.getvalue()]), flush=True)
-"""
-
-
-def commands(lines: list[list[str]], folder: Path) -> list[tuple[int, str]]:
-    """(exit code, all that was printed) of several command lines, one after the other in one process."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder / "tmp")},
-        timeout=300,
-        check=True,
-    )
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def files_with(canary: bytes, folder: Path) -> list[str]:

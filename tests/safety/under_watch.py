@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -109,6 +110,35 @@ def watch(arguments: list[str], folder: Path, *, longest: float = 2 * SECONDS) -
         output = printed.read(1 << 20).decode(errors="replace")
     left = tuple(sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before))
     return Seen(code, seconds, peak, output, left, alive if code is not None else ())
+
+
+_DRIVER = """
+import contextlib, io, json, sys
+from modelops.cli.main import run
+for words in json.load(sys.stdin):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = run(words)
+    print(json.dumps([code, out.getvalue()]), flush=True)
+"""
+
+
+def commands(lines: list[list[str]], folder: Path) -> list[tuple[int, str]]:
+    """(exit code, all that was printed) of several command lines, one after the other in one process.
+
+    Scratch files go below ``folder/tmp``, which must be there.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder / "tmp")},
+        timeout=300,
+        check=True,
+    )
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def _marked(mark: str) -> list[int]:
