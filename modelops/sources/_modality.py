@@ -15,6 +15,7 @@ from modelops.sources._checkpoint import read_json
 # Sizes to trace with: none is 1, and no two that may vary are equal.
 _TRACED = {"batch": 2, "sequence": 12, "samples": 4000, "frames": 96}
 _IMAGE_SIZE = 224
+_SINGLE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,25 @@ def _within(size: int, bounds: tuple[int, int | None] | None) -> int:
 
 def examples(module: Any, directory: Path) -> Examples:
     """The inputs that a transformers model needs; StageFailed when that is not known for its sort."""
+    parameters = inspect.signature(module.forward).parameters
+    found = _known(module, set(parameters), directory)
+    known = {spec.name for spec in found.specs}
+    needed = [each.name for each in parameters.values() if each.default is each.empty and each.kind in _SINGLE]
+    missing = [name for name in needed if name not in known]
+    if missing:
+        raise _unknown(module, ", ".join(missing))
+    return found
+
+
+def _unknown(module: Any, what: str) -> StageFailed:
+    return StageFailed(
+        f"no example inputs are known for {type(module).__name__}, which takes {what}",
+        hint="write a function that returns the model and its inputs, and convert file.py:function",
+    )
+
+
+def _known(module: Any, takes: set[str], directory: Path) -> Examples:
     config, main = module.config, module.main_input_name
-    takes = set(inspect.signature(module.forward).parameters)
     if main == "input_ids":
         found = _text(config, takes, directory)
         if "pixel_values" in takes and hasattr(config, "vision_config"):
@@ -65,10 +83,7 @@ def examples(module: Any, directory: Path) -> Examples:
     if main == "input_features" and hasattr(config, "num_mel_bins"):
         frames = 2 * int(config.max_source_positions)  # Whisper takes exactly what its positions span
         return Examples((TensorSpec(main, "float32", ("batch", int(config.num_mel_bins), frames)),))
-    raise StageFailed(
-        f"no example inputs are known for {type(module).__name__}, which takes {main}",
-        hint="write a function that returns the model and its inputs, and convert file.py:function",
-    )
+    raise _unknown(module, main)
 
 
 def _text(config: Any, takes: set[str], directory: Path) -> Examples:

@@ -365,3 +365,20 @@ def test_the_key_covers_source_and_weights(perceptron, tmp_path):
     stage = REGISTRY.load("convert").parse({"weights": tmp_path / "w.safetensors"})
     assert stage.inputs(f"{NETS}:cnn") == {"source": NETS, "weights": tmp_path / "w.safetensors"}
     assert stage.inputs(str(perceptron))["source"] == perceptron
+
+
+@pytest.mark.slow
+def test_a_model_above_two_gigabytes_takes_three_times_its_size_at_most(tmp_path):
+    from modelops.pipeline import load_stage, run_stage
+
+    (tmp_path / "big.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    layers = [part for _ in range(9) for part in (torch.nn.Linear(8192, 8192), torch.nn.Tanh())]\n"
+        "    return torch.nn.Sequential(*layers), torch.randn(2, 8192)\n"
+    )
+    outcome = run_stage(load_stage("convert", {}), f"{tmp_path / 'big.py'}:build", tmp_path / "out")
+    assert outcome.exit_code == 0 and outcome.artifact is not None
+    assert outcome.artifact.size > 2 << 30
+    assert outcome.peak_memory_bytes < 3 * outcome.artifact.size
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.onnx", "model.onnx.data"}
