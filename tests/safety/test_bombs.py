@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import data_bombs
 import hostile_models as hostile
 import numpy as np
 import pytest
@@ -76,43 +77,14 @@ def test_bomb_in_an_artifact_is_refused(name: str, reader: str, harmless: Path, 
     refused(watch(words(reader, model, harmless, tmp_path / "out"), tmp_path), "bomb/model.onnx")
 
 
-def from_its_data(*nodes: object) -> bytes:
-    """A model whose cost only its input tells: ``big`` is a number of some 10^10, as any sample gives."""
-    first = [
-        helper.make_node("Abs", ["x"], ["size"]),
-        helper.make_node("ReduceSum", ["size"], ["sum"], keepdims=0),
-        helper.make_node("Add", ["sum", "one"], ["more"]),
-        helper.make_node("Mul", ["more", "factor"], ["product"]),
-        helper.make_node("Cast", ["product"], ["big"], to=TensorProto.INT64),
-    ]
-    numbers = [hostile.constant("one", 1, np.float32), hostile.constant("factor", 1e10, np.float32)]
-    wide = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
-    return hostile.model([*first, *nodes], numbers, inputs=[wide]).SerializeToString()  # type: ignore[list-item]
-
-
-def allocation() -> bytes:
-    return from_its_data(
-        helper.make_node("Constant", [], ["axis"], value=hostile.constant("", [0])),
-        helper.make_node("Unsqueeze", ["big", "axis"], ["shape"]),
-        helper.make_node("Expand", ["one", "shape"], ["v"]),
-        helper.make_node("ReduceSum", ["v"], ["y"], keepdims=0),
-    )
-
-
-def endless() -> bytes:
-    turns = hostile.loop(0, [helper.make_node("Add", ["a", "one"], ["b"])], start="one")
-    turns.input[0] = "big"
-    return from_its_data(turns, helper.make_node("Identity", ["v"], ["y"]))
-
-
 def test_memory_that_only_the_data_asks_for_ends_the_stage(harmless: Path, tmp_path: Path) -> None:
-    (tmp_path / "bomb.onnx").write_bytes(allocation())
+    (tmp_path / "bomb.onnx").write_bytes(data_bombs.allocation())
     arguments = words("convert", tmp_path / "bomb.onnx", harmless, tmp_path / "out")
     refused(watch([*arguments, "--memory-limit", "1g"], tmp_path), "memory")
 
 
 def test_time_that_only_the_data_asks_for_ends_the_stage(harmless: Path, tmp_path: Path) -> None:
-    (tmp_path / "bomb.onnx").write_bytes(endless())
+    (tmp_path / "bomb.onnx").write_bytes(data_bombs.endless())
     arguments = words("validate, the other", tmp_path / "bomb.onnx", tmp_path / "bomb.onnx", tmp_path / "out")
     refused(watch([*arguments, "--time-limit", "5"], tmp_path), "--time-limit")
 
