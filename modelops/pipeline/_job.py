@@ -32,8 +32,14 @@ def run(stage: str, options: Mapping[str, Any], source: str, draft: str) -> dict
         artifact = admitted(artifact)
     report = component.run(source if artifact is None else artifact, place)
     # Without code of the user's, every file that was read is named by an option, and digested with the key.
-    files_read = reads.stop() if report.details.get("code_executed") else {}
-    result: dict[str, Any] = {"report": report.to_dict(), "graphs": {}, "model": {}, "files_read": files_read}
+    own_code = bool(report.details.get("code_executed"))
+    result: dict[str, Any] = {
+        "report": report.to_dict(),
+        "graphs": {},
+        "model": {},
+        "files_read": reads.stop() if own_code else {},
+        "unseen_readers": sorted(_UNSEEN & set(sys.modules)) if own_code else [],
+    }
     if component.writes == "model" and report.exit_code == 0:
         if artifact is not None:
             place.carry(artifact)
@@ -50,11 +56,17 @@ def wrap(path: str, target: str) -> str:
     return wrap_file(Path(path), Path(target)).id
 
 
+# Packages whose compiled code opens files by itself, where no audit event tells.
+_UNSEEN = frozenset(
+    {"cv2", "duckdb", "h5py", "netCDF4", "polars", "pyarrow", "rasterio", "tables", "torchcodec", "zarr"}
+)
+
+
 class _Reads:
     """Which files the user's own code opens: by Python's audit events, and by safetensors, which opens on its own.
 
     Files that belong to Python, to installed packages or to the system are passed over. What other compiled code opens
-    (HDF5, Arrow, OpenCV) is not seen.
+    (HDF5, Arrow, OpenCV) is not seen: its packages are named, and the step runs again each time.
     """
 
     def __init__(self, excluded: tuple[Path, ...]) -> None:

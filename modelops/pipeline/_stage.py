@@ -92,7 +92,7 @@ class Outcome:
         if self.exit_code == 0:
             return None
         worst = self.report.worst()
-        message = f"{worst.name}: {worst.message}" if worst else self.report.verdict
+        message = f"{worst.name}: {worst.message}" if worst is not None else self.report.verdict
         kind = GateFailed if self.exit_code == GateFailed.exit_code else Inconclusive
         return kind(message, hint=str(self.report.details.get("hint", "")))
 
@@ -259,6 +259,8 @@ def _manifest(work: Work, publication: Publication, result: Mapping[str, Any], o
     report = outcome.report
     details = dict(report.details)
     code = tuple(details.pop("code_executed", ()))
+    if result["unseen_readers"]:
+        details["unseen_readers"] = result["unseen_readers"]
     if result["files_read"]:
         known = {os.path.abspath(entry["path"]) for entry in code}
         details["files_read"] = {name: value for name, value in result["files_read"].items() if name not in known}

@@ -108,6 +108,8 @@ def difference(work: Work, artifact: Artifact) -> str:
         return f"it was made by {step.stage}"
     if step.key != work.key:
         return _what_changed(work, step)
+    if readers := step.report.details.get("unseen_readers"):
+        return f"what {', '.join(readers)} read for the user's code can't be known"
     for name, known in step.report.details.get("files_read", {}).items():
         path = Path(name)
         if not path.is_file() or cache.digest_of(path) != known:

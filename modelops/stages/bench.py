@@ -118,7 +118,10 @@ class Bench(Stage):
         evidence.write(draft.path)
         report = Evidence.read(draft.path).report()
         code = [*_code(records), *self._data_code(source)]
-        return replace(report, details={**report.details, "measured": dict(job.ids), "code_executed": code})
+        details = {**report.details, "measured": dict(job.ids), "code_executed": code}
+        if _code(records):
+            details["unseen_readers"] = ["the processes that were timed"]
+        return replace(report, details=details)
 
     def takes_evidence(self) -> bool:
         return self.replay

@@ -284,3 +284,30 @@ def test_the_table_of_a_model_with_a_fixed_batch_counts_every_sample_once(folder
     outcome = run_recipe(Recipe.read(folder / "recipe.toml"), folder / "out")
     assert outcome.error is None
     assert "top1 (n=10)" in outcome.table["columns"] and outcome.table["rows"][0][3] > 0
+
+
+def test_a_step_whose_code_may_have_read_unseen_files_runs_again_and_says_so(folder: Path) -> None:
+    from dataclasses import replace
+
+    from modelops.pipeline._work import bind, difference
+    from modelops.stages import REGISTRY
+
+    stage = REGISTRY.load("copy-model").parse({})
+    run_stage(stage, str(folder / "m.onnx"), folder / "first")
+    outcome = run_stage(stage, str(folder / "first"), folder / "second")
+    assert outcome.artifact is not None
+    work = bind(stage, Artifact.open(folder / "first"))
+    assert difference(work, outcome.artifact) == ""
+    step = outcome.artifact.manifest.history[-1]
+    told = replace(step, report=replace(step.report, details={"unseen_readers": ["h5py"]}))
+    manifest = replace(outcome.artifact.manifest, history=(told,))
+    assert "h5py" in difference(work, replace(outcome.artifact, manifest=manifest))
+
+
+def test_a_failed_gate_is_told_with_its_check(folder: Path) -> None:
+    from modelops.stages import REGISTRY
+
+    (folder / "data.bin").write_bytes(b"x")
+    stage = REGISTRY.load("copy-model").parse({"data": folder / "data.bin"})
+    outcome = run_stage(stage, str(folder / "m.onnx"), folder / "made")
+    assert outcome.document()["error"]["message"] == "first byte: the first byte is judged"
