@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelops.core.worker import Limits
-from modelops.errors import InputRefused, ModelOpsError, StageFailed, UsageError, missing_path, tool
+from modelops.errors import EnvironmentMissing, InputRefused, ModelOpsError, StageFailed, UsageError, missing_path, tool
 from modelops.sources import Loaded, Request, Source
 from modelops.sources._checkpoint import checked_config, companions
 from modelops.sources._weights import listed
@@ -98,6 +98,7 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
     import torch
     import transformers
 
+    _refuse_old(transformers.__version__)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     cls = _class(directory, config)
@@ -134,6 +135,14 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
     model.config.use_cache = False
     model.config.return_dict = True
     return model.eval(), notes
+
+
+def _refuse_old(version: str) -> None:
+    """Before 5.3 a configuration could make transformers run code although it was told not to (CVE-2026-4372)."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (5, 3):
+        raise EnvironmentMissing(
+            f"transformers {version} is not safe on models from others", hint="pip install 'transformers>=5.3'"
+        )
 
 
 def _unmapped(cls: Any) -> dict[str, bool]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modelops.errors import InputRefused, StageFailed, UsageError
+from modelops.errors import EnvironmentMissing, InputRefused, StageFailed, UsageError
 from modelops.sources import Request, detect
 from modelops.sources._pooling import pooled, pooling_of
 from modelops.sources.huggingface import Huggingface
@@ -95,6 +95,15 @@ def test_configs_that_run_code_or_need_other_tools_are_refused(directory, values
     _configure(directory, **values)
     with pytest.raises(InputRefused, match=said):
         _open(directory)
+
+
+def test_an_unsafe_transformers_is_refused(directory, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.2.0")
+    with pytest.raises(EnvironmentMissing, match=r"transformers 5\.2\.0 is not safe") as caught:
+        _open(directory)
+    assert "pip install" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["BertMadeUp", "pipeline", "os.system", "PreTrainedConfig"])
