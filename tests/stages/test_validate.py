@@ -571,3 +571,15 @@ def test_model_is_validated_on_cuda(tmp_path: Path) -> None:
     assert verdicts(report)["y.sqnr"] == "pass"
     assert validate(bare(tmp_path), against=bare(tmp_path), backend=backend).verdict == "pass"
     assert validate(bare(tmp_path, "scale"), against=bare(tmp_path), backend=backend).verdict == "fail"
+
+
+def test_int8_that_is_far_off_on_made_up_inputs_is_inconclusive_and_on_real_ones_fails(tmp_path: Path) -> None:
+    made_up = validate(bare(tmp_path, "swap"), against=bare(tmp_path), transition="int8")
+    assert verdicts(made_up)["y.sqnr"] == "inconclusive" and made_up.exit_code == 3
+    assert any("judge with --data" in check.message for check in made_up.checks)
+
+    real = validate(bare(tmp_path, "swap"), against=bare(tmp_path), data=data(tmp_path, 64), transition="int8")
+    assert verdicts(real)["y.sqnr"] == "fail" and real.exit_code == 1
+
+    asked = validate(bare(tmp_path, "swap"), against=bare(tmp_path), transition="int8", gate=("y.sqnr>=30",))
+    assert asked.exit_code == 1
