@@ -15,6 +15,7 @@ from modelops.sources._checkpoint import read_json
 # Sizes to trace with: none is 1, and no two that may vary are equal.
 _TRACED = {"batch": 2, "sequence": 12, "samples": 4000, "frames": 96}
 _IMAGE_SIZE = 224
+OWN_INPUTS = "write a function that returns the model and its inputs, and convert file.py:function"
 _SINGLE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -51,7 +52,10 @@ def _within(size: int, bounds: tuple[int, int | None] | None) -> int:
 def examples(module: Any, directory: Path) -> Examples:
     """The inputs that a transformers model needs; StageFailed when that is not known for its sort."""
     parameters = inspect.signature(module.forward).parameters
-    found = _known(module, set(parameters), directory)
+    try:
+        found = _known(module, set(parameters), directory)
+    except (AttributeError, TypeError, ValueError) as error:  # a configuration without what its sort needs
+        raise _unknown(module, f"{module.main_input_name} of a size that its config.json does not tell") from error
     known = {spec.name for spec in found.specs}
     needed = [each.name for each in parameters.values() if each.default is each.empty and each.kind in _SINGLE]
     missing = [name for name in needed if name not in known]
@@ -63,7 +67,7 @@ def examples(module: Any, directory: Path) -> Examples:
 def _unknown(module: Any, what: str) -> StageFailed:
     return StageFailed(
         f"no example inputs are known for {type(module).__name__}, which takes {what}",
-        hint="write a function that returns the model and its inputs, and convert file.py:function",
+        hint=OWN_INPUTS,
     )
 
 
@@ -71,7 +75,9 @@ def _known(module: Any, takes: set[str], directory: Path) -> Examples:
     config, main = module.config, module.main_input_name
     if main == "input_ids":
         found = _text(config, takes, directory)
-        if "pixel_values" in takes and hasattr(config, "vision_config"):
+        # Where images stand for tokens of the text, the model takes text alone as well.
+        joined = any(hasattr(config, name) for name in ("image_token_id", "image_token_index"))
+        if "pixel_values" in takes and hasattr(config, "vision_config") and not joined:
             found = Examples((*found.specs, _image(config.vision_config, directory)), found.ranges, found.bounds)
         return found
     if main == "pixel_values":

@@ -155,8 +155,11 @@ def call(place: Place, function: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def told(place: Place | None, doing: str) -> Iterator[None]:
-    """Turn whatever the user's code raises inside the block into StageFailed, with the last line of that code."""
+def told(place: Place | None, doing: str, *, hint: str = "") -> Iterator[None]:
+    """Turn whatever the user's code raises inside the block into StageFailed, with the last line of that code.
+
+    ``hint`` is what to do about it; without one, that line is to be looked at.
+    """
     what = f"{doing} {place}" if place is not None else doing
     try:
         yield
@@ -165,7 +168,8 @@ def told(place: Place | None, doing: str) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceExhausted(f"{what} ran out of memory", hint="free some memory") from error
     except (Exception, SystemExit) as error:
-        raise StageFailed(f"{what} failed: {summary(error, place)}", hint=f"look at {where(error, place)}") from error
+        hint = hint or f"look at {where(error, place)}"
+        raise StageFailed(f"{what} failed: {summary(error, place)}", hint=hint) from error
 
 
 def summary(error: BaseException, place: Place | None = None) -> str:

@@ -55,7 +55,8 @@ def prepare(loaded: Loaded, stage: Convert) -> Prepared:
     specs = _named(eager, loaded, asked, bounds, static=stage.static)
     _refuse_unknown(stage, specs)
     examples = {} if made_up else eager.feed()
-    with told(None, "running the module on its example inputs"):
+    hint = "write a function that gives inputs of your own, and convert file.py:function" if loaded.drawn else ""
+    with told(None, "running the module on its example inputs", hint=hint):
         outputs = eager.probe(eager.feed())
         _refuse_random(eager, outputs)
     envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.drawn and bool(asked or stage.static))
