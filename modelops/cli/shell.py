@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,12 +62,15 @@ class Shell:
         return code
 
     def show_value(self, value: Mapping[str, Any], text: str) -> int:
-        """Print what a command that judges nothing found: JSON, or the text."""
-        _print(_rendered("json", value) if self.json else text)
+        """Print what a command that judges nothing found: JSON, or the text; quietly, nothing but JSON."""
+        if self.json or not self.quiet:
+            _print(_rendered("json", value) if self.json else text)
         return 0
 
     def fail(self, error: ModelOpsError) -> int:
-        """Say what went wrong: one document with --json, else one message on standard error."""
+        """Say what went wrong: one document with --json, else one message on standard error; its trace with --debug."""
+        if self.debug:
+            traceback.print_exception(error)
         document = failure(self.command, error)
         for name, path in self.reports:
             with contextlib.suppress(ModelOpsError):

@@ -38,6 +38,11 @@ def test_0_a_whole_artifact_is_shown(artifact: Path, modelops: Command) -> None:
     assert done.returncode == 0 and "MatMul 2" in done.stdout
 
 
+def test_0_quietly_nothing_is_printed(artifact: Path, modelops: Command) -> None:
+    done = modelops("inspect", artifact, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_1_a_different_model_fails_its_gate(
     artifact: Path, tmp_path: Path, modelops: Command, write_perceptron: Callable[..., Path]
 ) -> None:
@@ -79,6 +84,14 @@ def test_5_user_code_that_raises_fails_the_stage(tmp_path: Path, modelops: Comma
     done = modelops("convert", f"{tmp_path / 'train.py'}:build", tmp_path / "out", "--json")
     assert done.returncode == 5 and "no weights today" in failed(done)["message"]
     assert os.listdir(tmp_path) == ["train.py"] or set(os.listdir(tmp_path)) == {"train.py", "__pycache__"}
+
+
+def test_a_failure_is_reported_with_debug_too(artifact: Path, tmp_path: Path, modelops: Command) -> None:
+    report = tmp_path / "report.json"
+    words = ["simplify", artifact, tmp_path / "out", "--time-limit", "0.1", "--debug", "--report", f"json={report}"]
+    done = modelops(*words)
+    assert done.returncode == 6 and "Traceback" in done.stderr
+    assert json.loads(report.read_text())["error"]["code"] == "resource-exhausted"
 
 
 def test_6_a_time_limit_ends_the_stage_and_leaves_nothing(artifact: Path, tmp_path: Path, modelops: Command) -> None:

@@ -30,8 +30,6 @@ def command(name: str) -> Callable[..., int]:
                     surroundings=surroundings,
                 )
         except ModelOpsError as error:
-            if shell.debug:
-                raise
             return shell.fail(error)
         return shell.show(outcome.document())
 

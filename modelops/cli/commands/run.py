@@ -52,8 +52,6 @@ def _body(values: dict[str, Any]) -> int:
         with shell.surroundings() as surroundings:
             outcome = run_recipe(recipe, out, surroundings=surroundings, on_step=on_step)
     except ModelOpsError as error:
-        if shell.debug:
-            raise
         return shell.fail(error)
     return shell.show(outcome.document())
 
