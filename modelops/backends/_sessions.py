@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from modelops.backends import Backend, Call, Module
 from modelops.core.tensors import Signature, TensorSpec
-from modelops.errors import UsageError, tool
+from modelops.errors import StageFailed, UsageError, tool
 
 Optimization = Literal["none", "basic", "extended", "all"]
 _DTYPES = {
@@ -107,7 +107,12 @@ def onnxruntime_signature(session: Any) -> Signature:
 
     def spec(value: Any) -> TensorSpec:
         match = re.fullmatch(r"tensor\((\w+)\)", value.type)
-        dtype = _DTYPES.get(match[1], match[1]) if match else value.type
+        if match is None:
+            raise StageFailed(
+                f"{value.name!r} is {value.type}: only tensors can be run and compared",
+                hint="make the model's inputs and outputs tensors (for scikit-learn, convert with zipmap=False)",
+            )
+        dtype = _DTYPES.get(match[1], match[1])
         shape = (
             dim if isinstance(dim, int) else str(dim) if dim else f"{value.name}_dim{axis}"
             for axis, dim in enumerate(value.shape)

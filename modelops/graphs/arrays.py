@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from modelops.errors import InputRefused, ResourceExhausted, from_os_error, missing_path
+from modelops.errors import InputRefused, ResourceExhausted, StageFailed, from_os_error, missing_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,11 +73,18 @@ def read_npy(path: Path, *, limit_bytes: int | None = None, mapped: bool = False
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype that a signature names, those of ml_dtypes (``bfloat16``, ``float8_e4m3fn`` …) included."""
+    """The dtype that a signature names, those of ml_dtypes (``bfloat16``, ``float8_e4m3fn`` …) included.
+
+    StageFailed for what is no tensor: sequences, maps, optional values.
+    """
     import ml_dtypes
     import numpy as np
 
-    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+    try:
+        return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+    except TypeError as error:
+        hint = "make the model's inputs and outputs tensors"
+        raise StageFailed(f"values of type {name} are no tensors, and can't be made or compared", hint=hint) from error
 
 
 def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
