@@ -81,7 +81,7 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     prepared = prepare(loaded, stage)
     with work.timed("running the source"):
         cases = observe(prepared, rows=stage.rows, seed=stage.seed)
-    work.notes += prepared.notes + cases.notes
+    work.notes += cases.notes
     if cases.problem is not None:
         return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, cases, work))
     made = _climb(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelops.core.tensors import Signature, TensorSpec
@@ -36,7 +36,6 @@ class Prepared:
     examples: Mapping[str, NDArray[Any]]
     ranges: Mapping[str, int]
     outputs: Mapping[str, NDArray[Any]]
-    notes: list[str] = field(default_factory=list)
 
 
 def prepare(loaded: Loaded, stage: Convert) -> Prepared:
