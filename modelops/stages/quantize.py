@@ -199,15 +199,17 @@ class _Job:
             self.notes.append(f"warning: speed could not be judged: {error.message}")
             return
         self.metrics += found.metrics
-        self._decide(found.verdict, found.text)
+        self._decide(found)
 
-    def _decide(self, verdict: Verdict, text: str) -> None:
-        stage, name = self.stage, self.method.name
+    def _decide(self, found: Pace) -> None:
+        stage, name, verdict, text = self.stage, self.method.name, found.verdict, found.text
         demand = "not slower than float"
         if name in _SIZE_ONLY:
             self.notes.append(f"{text}; --method {name} is for size, and speed is only reported")
         elif verdict == "pass":
             self.checks.append(Check("speed", "pass", text, threshold=demand))
+        elif verdict == "inconclusive" and stage.if_slower == "keep-source" and found.looks_slower:
+            self._keep_source(f"{text}: not surely slower, but nothing speaks for it")
         elif verdict == "inconclusive":
             self.notes.append(
                 f"warning: {text}, which is too close or too noisy to tell within {stage.speed_budget:g} s"
@@ -263,6 +265,11 @@ class Pace:
     verdict: Verdict
     text: str
     metrics: tuple[Metric, ...]
+
+    @property
+    def looks_slower(self) -> bool:
+        """Whether the estimate alone, sure or not, speaks against the quantized model."""
+        return any(metric.name == "speedup" and float(metric.value or 0) < 1 for metric in self.metrics)
 
 
 def timed(stage: Quantize, source: Artifact, target: Path) -> Pace:

@@ -181,6 +181,15 @@ def test_noise_is_a_warning_and_no_failure(run: Any, monkeypatch: pytest.MonkeyP
     assert report.exit_code == 0 and any("CPUs went away" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("speedup", "decision"), [(0.9, "kept-source"), (1.1, "published")])
+def test_in_doubt_the_float_model_is_kept_where_that_was_asked(
+    run: Any, monkeypatch: pytest.MonkeyPatch, speedup: float, decision: str
+) -> None:
+    monkeypatch.setattr(quantize, "timed", pace("inconclusive", speedup))
+    report, _ = run(Quantize(method=Dynamic(), if_slower="keep-source"))
+    assert report.exit_code == 0 and report.details["decision"] == decision
+
+
 def test_weights_in_blocks_only_report_their_speed(run: Any, slower: None) -> None:
     report, _ = run(Quantize(method=Weights(block_size=16)))
     assert report.exit_code == 0 and all(check.name != "speed" for check in report.checks)
