@@ -53,6 +53,13 @@ def _anonymous(spec: TensorSpec) -> bool:
     return spec.shape[0] == f"{spec.name}_dim0"
 
 
+def row_axes(signature: Signature) -> dict[str, int]:
+    """By output: the axis on which its samples lie, where that is not the first one."""
+    symbol = BatchAxis.of(signature).symbol
+    outputs = [spec for spec in signature.outputs if symbol in spec.shape and spec.shape[0] != symbol]
+    return {spec.name: spec.shape.index(symbol) for spec in outputs if symbol is not None}
+
+
 def collate(samples: Sequence[Mapping[str, Any]], signature: Signature) -> dict[str, NDArray[Any]]:
     """One feed of several samples (name → array without batch axis).
 

@@ -49,16 +49,25 @@ class Comparison:
     """Compares two models' outputs, batch by batch.
 
     ``heads`` says of outputs what they mean where the guess would be wrong. ``batched`` False means that the first axis
-    is not the batch: each pair of arrays is then one row.
+    is not the batch: each pair of arrays is then one row. ``axes`` says of outputs on which axis their rows lie where
+    that is another one, as it is for the states of an LSTM.
     """
 
-    def __init__(self, *, heads: Mapping[str, Head] | None = None, batched: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        heads: Mapping[str, Head] | None = None,
+        batched: bool = True,
+        axes: Mapping[str, int] | None = None,
+    ) -> None:
         self._heads = dict(heads or {})
         self._batched = batched
+        self._axes = dict(axes or {}) if batched else {}
         self._outputs: dict[str, _Output] = {}
 
     def add(self, reference: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]]) -> None:
         """Count one batch. Outputs that only one side has become problems, not errors."""
+        reference, actual = self._rows_first(reference), self._rows_first(actual)
         ties = self._ties(reference) if self._batched else None
         for name in (*reference, *(extra for extra in actual if extra not in reference)):
             output = self._outputs.setdefault(name, _Output(name, self._heads.get(name), self._batched))
@@ -72,6 +81,14 @@ class Comparison:
     def differences(self) -> dict[str, Difference]:
         """The figures so far."""
         return {name: output.difference() for name, output in self._outputs.items()}
+
+    def _rows_first(self, outputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        import numpy as np
+
+        if not self._axes:
+            return outputs
+        axes = {name: axis for name, axis in self._axes.items() if name in outputs and np.ndim(outputs[name]) > axis}
+        return {**outputs, **{name: np.moveaxis(outputs[name], axis, 0) for name, axis in axes.items()}}
 
     def _ties(self, reference: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
         """Rows in which a chosen index may differ rightly, because the two best scores of the reference tie."""

@@ -169,10 +169,11 @@ def _is_plain(node: ir.Node) -> bool:
 def _sqnr(source: Path, candidate: Path) -> float:
     """The least ratio of signal to noise among the outputs, on a few made-up rows."""
     from modelops.graphs import runs
+    from modelops.graphs.batches import row_axes
     from modelops.measures.comparison import Comparison
 
-    comparison = Comparison()
     with runs.session(source, trusted=True) as before, runs.session(candidate) as after:
+        comparison = Comparison(axes=row_axes(before.signature))
         for feed in _feeds(source, before.signature):
             comparison.add(runs.run(before, feed), runs.run(after, feed))
     values = [difference.sqnr for difference in comparison.differences().values() if not difference.problem]

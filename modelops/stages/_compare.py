@@ -16,7 +16,7 @@ from modelops.core.report import Check
 from modelops.core.tensors import Signature
 from modelops.errors import StageFailed
 from modelops.graphs.arrays import digest
-from modelops.graphs.batches import BatchAxis
+from modelops.graphs.batches import BatchAxis, row_axes
 from modelops.graphs.reference import FILE_NAME, Case, read
 from modelops.graphs.seeded import corner_feeds, index_bounds, random_feed, random_feeds
 from modelops.measures.comparison import Comparison
@@ -47,7 +47,7 @@ def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32
 def compare(reference: Path, candidate: Path, feeds: Iterable[Mapping[str, Any]]) -> dict[str, Difference]:
     """The difference of every output of two ONNX files on these feeds, in onnxruntime on one CPU thread."""
     with running(reference) as before, running(candidate) as after:
-        comparison = Comparison(batched=has_batch(before.signature))
+        comparison = Comparison(batched=has_batch(before.signature), axes=row_axes(before.signature))
         for feed in tracked("comparing", feeds):
             comparison.add(before.run(feed), after.run(feed))
     return comparison.differences()
@@ -81,7 +81,8 @@ class Measured:
 def reference_differences(cases: Sequence[Case], session: Session, signature: Signature) -> Measured:
     """The differences of a model's outputs from those that a reference.npz holds, over all its cases."""
     axis, total = BatchAxis.of(signature), hashlib.sha256()
-    comparison, source, own = (Comparison(batched=bool(axis.inputs)) for _ in range(3))
+    axes = row_axes(signature)
+    comparison, source, own = (Comparison(batched=bool(axis.inputs), axes=axes) for _ in range(3))
     failures, rows, exact = [], 0, False
     for case in tracked("comparing with the reference", cases, len(cases)):
         total.update(digest(case.feed).encode())
@@ -121,7 +122,7 @@ def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench 
     pairs = list(_pairs(source, workbench))
     try:
         with running(candidate) as after:
-            comparison = Comparison(batched=has_batch(source.signature))
+            comparison = Comparison(batched=has_batch(source.signature), axes=row_axes(source.signature))
             for feed, wanted in pairs:
                 comparison.add(wanted, after.run(feed))
             checks += judge(comparison.differences(), "structural", agreement_evaluated=False)

@@ -33,6 +33,7 @@ def output_checks(source: Artifact, contender: Contender) -> tuple[list[Check], 
     The reference.npz decides where there is one. Without it, another backend than onnxruntime on the CPU is held
     against that one; there, only NaN and unsteady outputs can be told.
     """
+    from modelops.graphs.batches import row_axes
     from modelops.graphs.reference import FILE_NAME, read
     from modelops.measures.comparison import Comparison
     from modelops.measures.judging import judge
@@ -53,7 +54,7 @@ def output_checks(source: Artifact, contender: Contender) -> tuple[list[Check], 
         if history not in ("structural", "export"):
             return _without_accuracy(checks)
     elif backend.name != "onnxruntime-cpu":
-        comparison = Comparison(batched=has_batch(source.signature))
+        comparison = Comparison(batched=has_batch(source.signature), axes=row_axes(source.signature))
         with running(source.model, backend) as session, running(source.model) as trusted:
             for feed in feeds(source):
                 comparison.add(trusted.run(feed), session.run(feed))

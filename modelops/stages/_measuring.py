@@ -11,7 +11,7 @@ from modelops.core.progress import tracked
 from modelops.core.tensors import Signature
 from modelops.errors import Inconclusive, InputRefused, StageFailed, UsageError
 from modelops.graphs.arrays import digest, numpy_dtype
-from modelops.graphs.batches import BatchAxis
+from modelops.graphs.batches import BatchAxis, row_axes
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
 from modelops.measures.drops import drop
@@ -109,7 +109,8 @@ def compare_models(before: Side, after: Side, stream: Iterable[Given], task: Tas
 
     Inconclusive where the reference itself can't run made-up inputs.
     """
-    comparison = Comparison(batched=bool(BatchAxis.of(before.signature).inputs))
+    batched = bool(BatchAxis.of(before.signature).inputs)
+    comparison = Comparison(batched=batched, axes=row_axes(before.signature))
     findings, total = Findings(), hashlib.sha256()
     for given in tracked("comparing", stream):
         try:

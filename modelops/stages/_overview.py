@@ -10,7 +10,7 @@ from typing import Any
 
 from modelops.core.artifact import Artifact
 from modelops.core.progress import progress
-from modelops.graphs.batches import BatchAxis
+from modelops.graphs.batches import BatchAxis, row_axes
 from modelops.measures.comparison import Comparison
 from modelops.measures.metrics import evaluate
 from modelops.stages._compare import feeds, running
@@ -95,7 +95,7 @@ def _quality(artifacts: list[Artifact], bench: SampleBench, table: Table) -> tup
     reference = list(_outputs(artifacts[0], bench))
     rows: list[list[Any]] = []
     for artifact in artifacts:
-        comparison = Comparison()
+        comparison = Comparison(axes=row_axes(artifact.signature))
         for before, after in zip(reference, _outputs(artifact, bench), strict=True):
             comparison.add(before, after)
         worst = min(comparison.differences().values(), key=lambda each: math.inf if each.sqnr is None else each.sqnr)

@@ -32,22 +32,13 @@ class Layout:
     @property
     def unbatched(self) -> list[str]:
         """The outputs that give one value for a whole batch."""
-        return [name for name, dims in self.dims.items() if self.batch is not None and self.batch not in dims]
+        whole = {name: dims for name, dims in self.dims.items() if self.batch is not None and self.batch not in dims}
+        return [name for name, dims in whole.items() if not dims or isinstance(dims[0], int)]
 
-    def rows_first(self, outputs: Mapping[str, NDArray[Any]]) -> Outputs:
-        """The outputs with their samples along the first axis; what has no samples becomes one row."""
-        import numpy as np
-
-        moved = {}
-        for name, array in outputs.items():
-            dims = list(self.dims.get(name, ()))
-            if self.batch is None or len(dims) != array.ndim:
-                moved[name] = array
-            elif self.batch in dims:
-                moved[name] = np.moveaxis(array, dims.index(self.batch), 0)
-            else:
-                moved[name] = array[None]
-        return moved
+    def comparison(self) -> Comparison:
+        """A comparison that finds the samples of every output."""
+        dims = {name: list(found) for name, found in self.dims.items() if self.batch in found}
+        return Comparison(axes={name: found.index(self.batch) for name, found in dims.items()})
 
 
 @dataclass(frozen=True)
@@ -95,12 +86,11 @@ class Trial:
         """The errors of both sides against float64, where the source ran in it for all of these cases."""
         if not pairs or any(case.outputs64 is None for case, _ in pairs):
             return None
-        source, actual = Comparison(), Comparison()
+        source, actual = self.layout.comparison(), self.layout.comparison()
         for case, result in pairs:
             exact = case.outputs64 or {}
-            wanted = self.layout.rows_first(exact)
-            source.add(wanted, self.layout.rows_first({n: case.outputs[n].astype("float64") for n in exact}))
-            actual.add(wanted, self.layout.rows_first({n: result[n].astype("float64") for n in exact}))
+            source.add(exact, {name: case.outputs[name].astype("float64") for name in exact})
+            actual.add(exact, {name: result[name].astype("float64") for name in exact})
         return Float64Errors(source.differences(), actual.differences())
 
     def _corner(self, case: Case, result: Outputs | str) -> Check:
@@ -115,9 +105,9 @@ class Trial:
         return Check(name, "pass", f"{shape_text(case)}: as the source")
 
     def _differences(self, pairs: Sequence[tuple[Case, Outputs]]) -> dict[str, Difference]:
-        comparison = Comparison()
+        comparison = self.layout.comparison()
         for case, result in pairs:
-            comparison.add(self.layout.rows_first(case.outputs), self.layout.rows_first(result))
+            comparison.add(case.outputs, result)
         return comparison.differences()
 
 

@@ -328,3 +328,12 @@ def test_memory_stays_bounded_over_a_long_stream() -> None:
     tracemalloc.stop()
     assert kept < 1 << 20
     assert peak < 24 << 20  # a dozen temporaries of one batch; the stream is 20 MB on each side
+
+
+def test_rows_on_another_axis_are_counted_there():
+    states = np.random.default_rng(0).normal(size=(1, 32, 8)).astype(np.float32)
+    comparison = Comparison(axes={"state": 1})
+    comparison.add({"state": states, "y": states[0]}, {"state": states, "y": states[0]})
+    found = comparison.differences()
+    assert found["state"].rows == found["y"].rows == 32
+    assert found["state"].varies
