@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modelops.core.component import option
 from modelops.datasets import Context, Dataset, Sample
-from modelops.errors import UsageError
+from modelops.errors import InputRefused, UsageError
 from modelops.graphs.batches import split
 from modelops.graphs.seeded import index_bounds, random_feed
 
@@ -39,6 +39,9 @@ class Random(Dataset):
         while done < count:
             # Always the same number at a time: the first samples do not depend on how many are asked for.
             feed = random_feed(context.signature, _AT_ONCE, seed=self.seed * 1_000_003 + done, bounds=bounds)
-            for sample in split(feed, context.signature)[: count - done]:
+            made = split(feed, context.signature)
+            if not made:
+                raise InputRefused("the model takes batches of no samples", hint="convert it with a batch of 1 or more")
+            for sample in made[: count - done]:
                 yield Sample(sample, key=f"random sample {done}")
                 done += 1

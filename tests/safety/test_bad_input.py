@@ -11,9 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile_models as hostile
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from under_watch import commands, forged
+
+from modelops.core.tensors import Signature, TensorSpec
+from modelops.datasets import Context
+from modelops.datasets.random import Random
+from modelops.errors import InputRefused
 
 VERBS = ("convert", "simplify", "quantize", "prune", "validate", "bench")
 
@@ -158,3 +165,25 @@ def test_what_may_not_be_read_is_named(folder: Path) -> None:
     for line, (code, said) in zip(lines, commands(lines, folder), strict=True):
         assert code == 4 and "ermission" in said, (line, code, said)
     (folder / "empty").chmod(0o755)
+
+
+def test_random_samples_for_a_model_that_takes_none_are_refused() -> None:
+    signature = Signature((TensorSpec("x", "float32", (0, 4)),), (TensorSpec("y", "float32", (0, 4)),))
+    with pytest.raises(InputRefused, match="no samples"):
+        next(Random.parse({}).samples(Path("random:4"), Context(signature, None)))
+
+
+def test_inputs_that_are_no_tensors_are_named(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    first = helper.make_node("SequenceAt", ["s", "zero"], ["y"])
+    made = helper.make_node("SequenceConstruct", ["x"], ["s"])
+    models = {
+        "in": hostile.model([first], [hostile.constant("zero", 0)], inputs=[sequence]),
+        "out": hostile.model([made], inputs=[hostile.X], outputs=[sequence]),
+    }
+    for name, model in models.items():
+        (tmp_path / f"{name}.onnx").write_bytes(model.SerializeToString())
+    lines = [[verb, f"{name}.onnx", "made"] for name in models for verb in ("convert", "bench")]
+    for line, (code, said) in zip(lines, commands(lines, tmp_path), strict=True):
+        assert code == 5 and "tensors" in said, (line, code, said)
