@@ -18,6 +18,7 @@ class Null(Backend):
     """Zeros of the right shape after a known time: for tests of what measures."""
 
     computes = False
+    for_tests = True
 
     microseconds: float = option(default=100.0, help="Time that one inference takes, busily.", min=0)
     fails_at: int = option(default=0, help="The inference that fails, counted from 1; 0 is none.", min=0)

@@ -28,6 +28,7 @@ class Flag:
     option: Option
     choice: str = ""
     owners: tuple[str, ...] = ()
+    for_tests: bool = False
 
     @property
     def text(self) -> str:
@@ -53,16 +54,17 @@ def flags_of(cls: type[Stage]) -> list[Flag]:
 def _component_flags(item: Option, registry: Registry[Any], prefix: str, taken: set[str]) -> list[Flag]:
     """The flags of all components of a kind; the same option of several components is one flag."""
     found: dict[str, Flag] = {}
-    for name in registry.names():
-        for inner in options_of(registry.load(name)):
+    for name, cls in registry.loadable():
+        for inner in options_of(cls):
             flag = prefix + inner.name
             same = found.get(flag)
             if same is not None and (same.option.type, same.option.many) == (inner.type, inner.many):
-                found[flag] = Flag(flag, same.option, item.name, (*same.owners, name))
+                owners = (*same.owners, name)
+                found[flag] = Flag(flag, same.option, item.name, owners, same.for_tests and cls.for_tests)
                 continue
             if same is not None or flag in taken:
                 flag = f"{prefix}{name.replace('-', '_')}_{inner.name}"
-            found[flag] = Flag(flag, inner, item.name, (name,))
+            found[flag] = Flag(flag, inner, item.name, (name,), cls.for_tests)
     taken |= found.keys()
     return list(found.values())
 
@@ -100,6 +102,7 @@ def parameter(flag: Flag) -> inspect.Parameter:
         show_default=shown,
         metavar=_metavar(item),
         rich_help_panel=f"With --{flag.choice.replace('_', '-')} {' or '.join(flag.owners)}" if flag.choice else None,
+        hidden=flag.for_tests,
     )
     return inspect.Parameter(
         flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_annotation(item), info]
@@ -114,9 +117,11 @@ def _annotation(item: Option) -> Any:
 
 def _metavar(item: Option) -> str | None:
     if item.registry is not None:
-        return f"[{'|'.join(item.registry.names())}]"
-    if item.type is bool or item.choices:
-        return None
+        return "NAME"
+    if item.type is bool:
+        return " "  # a switch takes no value; without this, Typer writes "<bool>"
+    if item.choices:
+        return "|".join(item.choices)
     names: dict[type, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
     units = {"fraction": "PERCENT", "seconds": "DURATION", "bytes": "SIZE", "ratio": "RATIO"}
     return units.get(item.unit) or names[item.type]
@@ -151,11 +156,16 @@ def _help(item: Option) -> str:
     ]
     bounds = ", ".join(limit for limit in limits if limit)
     text = f"{item.help} ({bounds})" if bounds else item.help
+    if item.registry is not None:
+        names = [name for name, cls in item.registry.loadable() if not cls.for_tests]
+        text = f"{text} One of: {', '.join(names)}."
     text = f"{text} [required]" if item.required else text
     return text.replace("[", "\\[")  # Typer reads "[batch,3,8]" as markup, and drops it
 
 
 def _common(name: str, annotation: Any, default: Any, **info: Any) -> inspect.Parameter:
+    if annotation is bool:
+        info["metavar"] = " "
     option = typer.Option(*info.pop("names"), **info)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
@@ -223,10 +233,15 @@ def shaped(
         return body(values)
 
     command.__name__ = name
-    command.__doc__ = doc
+    command.__doc__ = _unwrapped(doc)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     return command
+
+
+def _unwrapped(doc: str) -> str:
+    """Paragraphs on one line each, since the terminal's width wraps them again."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
 
 
 def argument(name: str, metavar: str, text: str, *, optional: bool = False) -> inspect.Parameter:

@@ -88,6 +88,8 @@ class Component:
     """Third-party packages beyond the light core; the install hint comes from here."""
     tools: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version changes what the component makes; they enter the key of a step."""
+    for_tests: ClassVar[bool] = False
+    """Whether the component serves tests alone; help pages leave it out."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -45,6 +45,17 @@ class Registry(Generic[C]):
         """Every name, those of plugins included; imports nothing."""
         return sorted({*self.builtin(), *self.plugins()})
 
+    def loadable(self) -> list[tuple[str, type[C]]]:
+        """Every component that can be imported, by name: a broken plugin is an error only where it is asked for."""
+        found = []
+        for name in self.names():
+            try:
+                found.append((name, self.load(name)))
+            except (EnvironmentMissing, UsageError):
+                if name in self.builtin():
+                    raise
+        return found
+
     def load(self, name: str) -> type[C]:
         """The component class of that name; UsageError when there is none, with the nearest one."""
         if name not in self._loaded:

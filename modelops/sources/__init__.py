@@ -83,8 +83,7 @@ REGISTRY: Registry[Source] = Registry("modelops.sources", lambda: Source)
 
 def detect(spec: str) -> Source:
     """The source that reads this text; UsageError or InputRefused says why none does."""
-    for name in REGISTRY.names():
-        cls = REGISTRY.load(name)
+    for _, cls in REGISTRY.loadable():
         if cls.reads(spec):
             return cls()
     path = Path(spec)

@@ -151,7 +151,7 @@ def open_dataset(path: Path, dataset: Dataset | None = None) -> Dataset:
             raise missing_path("data", path)
         require(type(dataset))
         return dataset
-    fitting = [name for name in REGISTRY.names() if REGISTRY.load(name).reads(path)]
+    fitting = [name for name, cls in REGISTRY.loadable() if cls.reads(path)]
     if len(fitting) == 1:
         return REGISTRY.ready(fitting[0]).parse({})
     if fitting:

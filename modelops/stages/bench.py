@@ -189,8 +189,7 @@ class Bench(Stage):
         Their outputs are checked too: a backend that is fast and wrong fails.
         """
         found = {}
-        for name in BACKENDS.names():
-            cls = BACKENDS.load(name)
+        for name, cls in BACKENDS.loadable():
             if name == self.backend.name or cls.opens != "onnx" or not cls.computes:
                 continue
             try:
@@ -285,7 +284,7 @@ def _refuse_source(path: Path) -> None:
     from modelops.sources import REGISTRY as SOURCES
 
     named = ":" in path.name or (path.exists() and path.suffix != ".onnx" and not (path / FILE_NAME).is_file())
-    if named and any(SOURCES.load(name).reads(str(path)) for name in SOURCES.names()):
+    if named and any(cls.reads(str(path)) for _, cls in SOURCES.loadable()):
         raise UsageError(
             f"{path} is a source, not an ONNX model", hint="add --against-backend torch-cpu, or convert it"
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from modelops.cli.commands import doctor
+from modelops.cli.main import run
 from modelops.core.component import Component
 from modelops.core.machine import installed
 from modelops.core.registry import Registry, require
@@ -51,6 +53,17 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
 def test_a_plugin_that_breaks_the_contract_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception], message: str
 ) -> None:
+    install_odd_plugin(tmp_path, monkeypatch, body)
+    registry: Registry[Quantizer] = Registry("modelops.quantizers", lambda: Quantizer)
+    with pytest.raises(error, match=message):
+        registry.load("odd")
+    # Everything else of the kind goes on working.
+    assert {"static", "dynamic"} <= {name for name, _ in registry.loadable()} and "odd" in registry.names()
+    assert "odd" not in {name for name, _ in registry.loadable()}
+
+
+def install_odd_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """A distribution on the path that names a quantizer called odd."""
     info = tmp_path / "odd-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
@@ -58,9 +71,16 @@ def test_a_plugin_that_breaks_the_contract_is_told_so(
     (tmp_path / "odd_plugin.py").write_text(body + "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "odd_plugin", raising=False)
-    registry: Registry[Quantizer] = Registry("modelops.quantizers", lambda: Quantizer)
-    with pytest.raises(error, match=message):
-        registry.load("odd")
+
+
+def test_a_broken_plugin_fails_where_it_is_asked_for_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_odd_plugin(tmp_path, monkeypatch, "import no_such_package_at_all")
+    assert run(["quantize", "--help"]) == 0
+    assert run(["quantize", "in", "out", "--method", "odd"]) == 7
+    assert "odd" in capsys.readouterr().err
+    assert any("odd" in warning for warning in doctor.facts()["warnings"])
 
 
 def test_a_missing_package_is_named_with_the_pip_command() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import sys
@@ -92,7 +93,9 @@ def _backends() -> dict[str, str]:
     found = {}
     for name in REGISTRY.names():
         try:
-            found[name] = REGISTRY.load(name)().missing()
+            cls = REGISTRY.load(name)
+            if not cls.for_tests:
+                found[name] = cls().missing()
         except ModelOpsError as error:
             found[name] = error.message
     return found
@@ -132,7 +135,19 @@ def _warnings() -> list[str]:
         found.append(
             "no VNNI: 8-bit kernels are slower and can saturate here; quantize reduces the range of weights by one bit"
         )
-    return found
+    return [*found, *_broken_plugins()]
+
+
+def _broken_plugins() -> Iterator[str]:
+    """What is wrong with installed plugins: other commands leave them out until they are asked for by name."""
+    kinds = ("stages", "sources", "datasets", "simplifiers", "quantizers", "pruners", "backends", "renderers")
+    for kind in kinds:
+        registry = importlib.import_module(f"modelops.{kind}").REGISTRY
+        for name in registry.plugins():
+            try:
+                registry.load(name)
+            except ModelOpsError as error:
+                yield f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
