@@ -29,13 +29,3 @@ class GraphLimits:
     trips: int = 10_000_000
     folded_trips: int = 100_000
     visits: int = 1_500_000
-
-
-def readable(size: int) -> str:
-    """A number of bytes as a person would say it."""
-    amount, units = float(size), ("bytes", "KiB", "MiB", "GiB", "TiB")
-    for unit in units:
-        if amount < 1024 or unit == units[-1]:
-            return f"{amount:,.0f} {unit}" if unit == "bytes" else f"{amount:,.1f} {unit}"
-        amount /= 1024
-    raise AssertionError(size)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from modelops.core.wording import size_text
 from modelops.graphs import bodies, calls, constants, products, shapes, tensors
 from modelops.graphs.lean import Lean, Refusal
-from modelops.graphs.limits import GraphLimits, readable
+from modelops.graphs.limits import GraphLimits
 from modelops.graphs.values import FEW, Value, blob, sized
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ class Walk:
         """Refuse a value beyond the limits; ``folds`` says that a tool may compute it while loading."""
         if value.nbytes > self.largest_value:
             raise Refusal(
-                f"{_label(who)} makes a value of {readable(value.nbytes)}; the limit is {readable(self.largest_value)}",
+                f"{_label(who)} makes a value of {size_text(value.nbytes)}; "
+                f"the limit is {size_text(self.largest_value)}",
                 "this file would exhaust any tool that computes it: make the model's shapes smaller",
             )
         if folds:
@@ -214,7 +216,7 @@ class Walk:
         self.folded += size
         if self.folded > self.largest_fold:
             raise Refusal(
-                f"constants computed by its nodes take more than {readable(self.largest_fold)} by {_label(who)}",
+                f"constants computed by its nodes take more than {size_text(self.largest_fold)} by {_label(who)}",
                 "this file would exhaust any tool that folds constants: store large constants as weights",
             )
 

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from modelops.core.wording import size_text
+
 Document = Mapping[str, Any]
 
 # From the one to look at first.
@@ -38,7 +40,6 @@ COLUMN_UNITS = {
     "peak memory": "bytes",
 }
 
-_SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _RATIOS = ("x", "ratio")
 _WIDEST = 10.0
 _TIMES = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "seconds": 1.0}
@@ -172,7 +173,7 @@ def figure(value: Any, unit: str = "") -> str:
     if not math.isfinite(value):
         return f"{value} {visible(unit)}".strip()
     if unit == "bytes":
-        return _bytes(value)
+        return size_text(value)
     if unit in _TIMES:
         return _time(value * _TIMES[unit])
     if unit == "fraction":
@@ -189,20 +190,6 @@ def _number(value: float) -> str:
         return f"{value:.3g}"
     digits = 4 if abs(value) < 1000 else max(4, math.floor(math.log10(abs(value))) + 1)
     return f"{value:.{digits}g}"
-
-
-def _bytes(value: float) -> str:
-    rank = 0
-    while abs(value) >= 1024 and rank < len(_SIZES) - 1:
-        value /= 1024
-        rank += 1
-    return (
-        f"{value:,.0f} bytes"
-        if rank == 0
-        else f"{value:.3g} {_SIZES[rank]}"
-        if value < 1000
-        else f"{value:.0f} {_SIZES[rank]}"
-    )
 
 
 def _time(seconds: float) -> str:

@@ -102,7 +102,7 @@ def test_bomb_in_a_function_that_nothing_calls_is_refused(tmp_path: Path) -> Non
 def test_message_of_a_bomb_names_the_node_and_the_sizes(tmp_path: Path) -> None:
     made = hostile.BOMBS["expand to 10 GB"]()
     made.graph.node[0].name = "culprit"
-    refused(saved(made, tmp_path), "culprit", "Expand", "9.3 GiB", "4.0 GiB")
+    refused(saved(made, tmp_path), "culprit", "Expand", "9.31 GiB", "4 GiB")
 
 
 @pytest.mark.parametrize("place", hostile.PLACES)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from modelops.cli.commands.inspect import size
 from modelops.cli.options import COMMON, argument, shaped, shell_from
 from modelops.cli.shell import plain
 from modelops.core.artifact import Artifact
+from modelops.core.wording import size_text
 from modelops.errors import ModelOpsError
 from modelops.pipeline import opened
 
@@ -97,7 +97,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"the same model: id {found['id'][0][:16]}"
     first, second = found["size"]
     if first != second:
-        yield f"size: {size(first)} → {size(second)}{f' ({second / first:.2f}x)' if first else ''}"
+        yield f"size: {size_text(first)} → {size_text(second)}{f' ({second / first:.2f}x)' if first else ''}"
     for name in ("nodes", "parameters"):
         first, second = found[name]
         if first != second:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from modelops import __version__
-from modelops.cli.commands.inspect import size
 from modelops.cli.options import COMMON, Flag, parameter, shaped, shell_from
 from modelops.core import cache, machine, worker
 from modelops.core.component import Component, option, options_of
 from modelops.core.extras import pip_hint
+from modelops.core.wording import size_text
 from modelops.errors import ModelOpsError
 
 _DOC = """Show what this machine offers: CPU features that matter, cores and limits, backends, versions.
@@ -162,7 +162,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             f"peak on {peak['threads']} threads: float32 {peak['float32_gflops']:.0f} GFLOP/s, "
             f"int8 {peak['int8_gops']:.0f} Gop/s, memory {peak['bandwidth_gb_per_s']:.1f} GB/s"
         )
-    yield f"memory: {size(found['memory_bytes'])}"
+    yield f"memory: {size_text(found['memory_bytes'])}"
     yield f"cache: {found['cache']}"
     yield "backends"
     for name, reason in found["backends"].items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ from modelops.cli.options import COMMON, argument, shaped, shell_from
 from modelops.cli.shell import plain
 from modelops.core.artifact import Artifact
 from modelops.core.manifest import Step
+from modelops.core.wording import size_text
 from modelops.errors import ModelOpsError
 from modelops.pipeline import opened
 
@@ -71,7 +72,7 @@ def _lines(artifact: Artifact, name: str, verified: bool) -> Iterator[str]:
     yield f"{plain(name)}: {manifest.kind} artifact {artifact.id[:16]}, made {manifest.created or 'on the fly'}"
     yield f"files: {'all digests hold, every byte read again' if verified else 'sizes and digests hold'}"
     for file in manifest.files:
-        yield f"  {plain(file.path):<28} {size(file.size):>10}  {file.role:<14} {file.sha256[:16]}"
+        yield f"  {plain(file.path):<28} {size_text(file.size):>10}  {file.role:<14} {file.sha256[:16]}"
     if manifest.graphs:
         yield "signature"
         for label, specs in (("in", artifact.signature.inputs), ("out", artifact.signature.outputs)):
@@ -94,31 +95,26 @@ def _model(model: Any) -> Iterator[str]:
         + ", ".join(f"{plain(op)} {count}" for op, count in operators[:12])
         + (" …" if len(operators) > 12 else "")
     )
-    yield "  weights: " + ", ".join(f"{dtype} {size(count)}" for dtype, count in model["weight_bytes"].items())
+    yield "  weights: " + ", ".join(f"{dtype} {size_text(count)}" for dtype, count in model["weight_bytes"].items())
     if model["custom_domains"]:
         yield f"  needs operators of: {plain(', '.join(model['custom_domains']))}"
 
 
 def _step(number: int, step: Step) -> Iterator[str]:
-    memory = f", {size(step.peak_memory_bytes)} at most" if step.peak_memory_bytes else ""
+    memory = f", {size_text(step.peak_memory_bytes)} at most" if step.peak_memory_bytes else ""
     yield f"step {number}: {step.stage} ({step.report.verdict}, {step.seconds:.1f} s{memory})"
-    yield f"  options: {plain(', '.join(f'{name}={_short(value)}' for name, value in step.options.items()))}"
+    yield f"  options: {plain(', '.join(_given(step.options)))}"
     for check in step.report.checks:
         yield f"  {check.verdict:<13} {plain(check.name)}: {plain(check.message)}"
 
 
+def _given(options: Mapping[str, Any]) -> list[str]:
+    """The options that have a value; one that is left to the stage says nothing."""
+    return [f"{name}={_short(value)}" for name, value in options.items() if value is not None and value != []]
+
+
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        inner = ", ".join(f"{key}={_short(entry)}" for key, entry in value.items() if key != "name")
-        return f"{value.get('name', '')}({inner})"
+        inner = ", ".join(_given({key: entry for key, entry in value.items() if key != "name"}))
+        return f"{value.get('name', '')}({inner})" if inner else str(value.get("name", ""))
     return str(value)
-
-
-def size(count: int) -> str:
-    """Bytes for a person: 1.4 MB."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.2f} GB"
