@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelops.core import machine
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from modelops.quantizers._targets import Target
 
 FULL_LEVELS = 127
 REDUCED_LEVELS = 64
@@ -20,13 +20,9 @@ REDUCED_LEVELS = 64
 ReducedRange = Literal["auto", "yes", "no"]
 
 
-def reduces(asked: ReducedRange) -> bool:
-    """Whether weights keep to 7 bits: as asked, or where this machine's kernels could saturate."""
-    import platform
-
-    if asked != "auto":
-        return asked == "yes"
-    return platform.machine().lower() in ("x86_64", "amd64") and not machine.has_vnni()
+def reduces(asked: ReducedRange, target: Target) -> bool:
+    """Whether weights keep to 7 bits: as asked, or where the target's kernels could saturate."""
+    return target.reduced if asked == "auto" else asked == "yes"
 
 
 def quantized(

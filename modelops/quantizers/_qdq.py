@@ -6,7 +6,6 @@ is the one place that touches it.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,19 @@ if TYPE_CHECKING:
 
     from modelops.quantizers._histograms import Range
     from modelops.quantizers._plan import Plan
+    from modelops.quantizers._targets import Target
 
 _KERNELS = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "QGemm")
 
 
 def inserted(
-    model: onnx.ModelProto, plan: Plan, ranges: Mapping[str, Range], *, per_channel: bool, reduced: bool
+    model: onnx.ModelProto,
+    plan: Plan,
+    ranges: Mapping[str, Range],
+    *,
+    per_channel: bool,
+    reduced: bool,
+    target: Target,
 ) -> onnx.ModelProto:
     """The model with integer weights and QDQ pairs; ``model`` itself is used up."""
     import numpy as np
@@ -38,7 +44,6 @@ def inserted(
         raise ValueError("an empty list of nodes would mean all of them")
     # Without this mark the quantizer would write the whole model to disk and infer its shapes once more.
     add_infer_metadata(model)
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
     data = {name: tuple(np.array(value, dtype=np.float32) for value in pair) for name, pair in ranges.items()}
     with tool("onnxruntime's QDQ quantizer", hint="leave the node out with --exclude, or use --method dynamic"):
         quantizer = QDQQuantizer(
@@ -46,13 +51,13 @@ def inserted(
             per_channel,
             reduced,
             QuantType.QInt8,
-            # The integer kernels of x86 take unsigned activations: signed ones ran 60 times slower.
-            QuantType.QUInt8 if x86 else QuantType.QInt8,
+            # The wrong sign can cost a factor of 60: see _targets.
+            QuantType.QInt8 if target.signed else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, data),
             plan.names,
             [],
             sorted({node.op_type for node in plan.nodes}),
-            {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if plan.attention else {},
+            {**target.options, **({"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if plan.attention else {})},
         )
         quantizer.quantize_model()
     result: onnx.ModelProto = quantizer.model.model

@@ -19,6 +19,7 @@ from modelops.errors import tool
 from modelops.quantizers import Quantizer
 from modelops.quantizers._int8 import ReducedRange, reduces
 from modelops.quantizers._scope import chosen_ops, refuse_quantized
+from modelops.quantizers._targets import TargetName, resolve
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,7 +45,10 @@ class Dynamic(Quantizer):
         default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
     )
     reduce_range: ReducedRange = option(
-        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
+        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks the target."
+    )
+    target: TargetName = option(
+        default="auto", help="The kernels to make it for: signs, 7 bits and symmetry follow; auto asks this machine's."
     )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
@@ -52,7 +56,7 @@ class Dynamic(Quantizer):
         from modelops.quantizers._weights import opened
 
         refuse_quantized(source)
-        ops, reduced = chosen_ops(self.op_types, _OPS, "dynamic"), reduces(self.reduce_range)
+        ops, reduced = chosen_ops(self.op_types, _OPS, "dynamic"), reduces(self.reduce_range, resolve(self.target))
         with tool("dynamic quantization"):
             work = opened(source, workbench.scratch, ops=ops, exclude=self.exclude, fuse=self.fuse, opset=_OPSET)
             writer = _Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)

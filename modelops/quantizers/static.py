@@ -23,6 +23,7 @@ from modelops.quantizers._scope import (
     nothing_to_quantize,
     refuse_quantized,
 )
+from modelops.quantizers._targets import TargetName, resolve
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +50,10 @@ class Static(Quantizer):
         default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
     )
     reduce_range: ReducedRange = option(
-        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks this machine."
+        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks the target."
+    )
+    target: TargetName = option(
+        default="auto", help="The kernels to make it for: signs, 7 bits and symmetry follow; auto asks this machine's."
     )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
@@ -70,8 +74,11 @@ class Static(Quantizer):
         final, found, special = self._calibrated(model, first, ops, excluded, workbench)
         weighted = [node for node in model.graph.node if node.op_type in WEIGHTY]
         left = described_nodes(node for node in weighted if node.name not in set(final.names))
-        reduced = reduces(self.reduce_range)
-        written = _qdq.inserted(model, final, found, per_channel=self.per_channel, reduced=reduced)
+        target_kernels = resolve(self.target)
+        reduced = reduces(self.reduce_range, target_kernels)
+        written = _qdq.inserted(
+            model, final, found, per_channel=self.per_channel, reduced=reduced, target=target_kernels
+        )
         dropped, tables = self._finished(written, final, excluded if "Gather" in ops else None, target)
         kernels = _qdq.kernels(target)
         return Done(
@@ -81,6 +88,7 @@ class Static(Quantizer):
                 "left_float": left,
                 "nodes": sorted([*final.names, *tables]),
                 "weights": "int8, 7 bits" if reduced else "int8",
+                "target": {**target_kernels.to_dict(), "weights": "int8, 7 bits" if reduced else "int8"},
                 "fusions": fusions,
                 "special_tensors": sorted(special),
                 **kernels,

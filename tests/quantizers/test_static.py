@@ -44,20 +44,6 @@ def test_scores_leave_the_model_as_floats_of_full_precision(conv_net: Path, imag
     assert [output.type.tensor_type.elem_type for output in graph.output] == [onnx.TensorProto.FLOAT]
 
 
-def test_a_reduced_range_keeps_weights_to_seven_bits(
-    conv_net: Path, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def largest(**options: Any) -> int:
-        target, _ = quantized(conv_net, images, tmp_path / str(len(list(tmp_path.iterdir()))), **options)
-        return max(int(np.abs(a).max()) for a in arrays(target).values() if a.dtype == np.int8 and a.ndim > 1)
-
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(machine, "has_vnni", lambda: False)
-    assert largest() == 64 and largest(reduce_range="no") == 127
-    monkeypatch.setattr(machine, "has_vnni", lambda: True)
-    assert largest() == 127 and largest(reduce_range="yes") == 64
-
-
 @pytest.mark.skipif(machine.has_vnni() or "avx2" not in machine.cpu_features(), reason="saturates on AVX2 alone")
 def test_the_default_does_not_saturate_on_this_machine(conv_net: Path, images: Any, tmp_path: Path) -> None:
     bright = {"image": np.abs(images["image"]) + 1}
