@@ -20,6 +20,8 @@ _SPEC = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 class PythonFunction(Dataset):
     """A function, "file.py:function", that returns an iterable of feeds (name to array), or of (feed, label) pairs."""
 
+    names_inputs = True
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         match = _SPEC.fullmatch(str(path))
@@ -28,17 +30,27 @@ class PythonFunction(Dataset):
     @classmethod
     def code(cls, path: Path) -> tuple[Path, ...]:
         """The file, and the modules beside it that it imports."""
-        return tuple(_with_imports(_parsed(path)[0]))
+        return code_of(path)
 
     def samples(self, path: Path, context: Context, limit: int | None = None) -> Iterator[Sample]:
-        file, function = _parsed(path)
+        _parsed(path)
         if limit == 0:
             return
-        with _user_code(path, file):
-            for number, item in enumerate(iter(_loaded(file, function)())):
+        with user_code(path):
+            for number, item in enumerate(iter(function_of(path)())):
                 yield _sample(item, f"{path}, sample {number}")
                 if limit is not None and number + 1 >= limit:
                     return
+
+
+def code_of(path: Path) -> tuple[Path, ...]:
+    """The file of a ``file.py:function``, and the modules beside it that it imports."""
+    return tuple(_with_imports(_parsed(path)[0]))
+
+
+def function_of(path: Path) -> Any:
+    """The function that ``file.py:function`` names, from a fresh import; UsageError where there is none."""
+    return _loaded(*_parsed(path))
 
 
 def _parsed(path: Path) -> tuple[Path, str]:
@@ -71,9 +83,16 @@ def _loaded(file: Path, function: str) -> Any:
     return found
 
 
+_HINT = "it must return an iterable of {input name: array}, or of ({input name: array}, label), without a batch axis"
+
+
 @contextmanager
-def _user_code(path: Path, file: Path) -> Iterator[None]:
-    """Modules beside the file can be imported and leave no bytecode; what goes wrong in it becomes StageFailed."""
+def user_code(path: Path, hint: str = _HINT) -> Iterator[None]:
+    """Runs code of ``file.py:function``: modules beside the file can be imported and leave no bytecode.
+
+    What goes wrong in it becomes StageFailed.
+    """
+    file = _parsed(path)[0]
     folder, unwritten = str(file.resolve().parent), sys.dont_write_bytecode
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True
@@ -83,14 +102,11 @@ def _user_code(path: Path, file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise StageFailed(f"{path} failed{_line(error, file)}: {type(error).__name__}: {text}", hint=_HINT) from error
+        raise StageFailed(f"{path} failed{_line(error, file)}: {type(error).__name__}: {text}", hint=hint) from error
     finally:
         sys.dont_write_bytecode = unwritten
         if folder in sys.path:
             sys.path.remove(folder)
-
-
-_HINT = "it must return an iterable of {input name: array}, or of ({input name: array}, label), without a batch axis"
 
 
 def _line(error: BaseException, file: Path) -> str:

@@ -65,8 +65,8 @@ class Comparison:
         self._axes = dict(axes or {}) if batched else {}
         self._outputs: dict[str, _Output] = {}
 
-    def add(self, reference: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]]) -> None:
-        """Count one batch. Outputs that only one side has become problems, not errors."""
+    def add(self, reference: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], origin: str = "") -> None:
+        """Count one batch, which ``origin`` names. Outputs that only one side has become problems, not errors."""
         reference, actual = self._rows_first(reference), self._rows_first(actual)
         ties = self._ties(reference) if self._batched else None
         for name in (*reference, *(extra for extra in actual if extra not in reference)):
@@ -76,7 +76,12 @@ class Comparison:
             elif name not in reference:
                 output.problem = output.problem or "not in the reference"
             else:
+                output.origin = origin
                 output.add(reference[name], actual[name], ties)
+
+    def worst(self) -> dict[str, Worst | None]:
+        """The worst element of every output so far."""
+        return {name: output.worst for name, output in self._outputs.items()}
 
     def differences(self) -> dict[str, Difference]:
         """The figures so far."""
@@ -131,7 +136,7 @@ class _Output:
 
     def __init__(self, name: str, head: Head | None, batched: bool) -> None:
         self.name = name
-        self.problem = ""
+        self.problem = self.origin = ""
         self._head = head
         self._batched = batched
         self._rows = self._elements = self._compared = 0
@@ -276,7 +281,11 @@ class _Output:
             value = array[index]
             number = float(value) if array.dtype.kind != "O" and array.dtype.kind not in "SUT" else math.nan
             values.append(number if math.isfinite(number) else str(value))
-        return Worst(self._rows + index[0], index[1:], values[0], values[1])
+        return Worst(self._rows + index[0], index[1:], values[0], values[1], self.origin, index[0])
+
+    @property
+    def worst(self) -> Worst | None:
+        return self._worst
 
     def difference(self) -> Difference:
         floats = not self._exact and self._compared > 0

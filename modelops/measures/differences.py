@@ -21,19 +21,25 @@ DEGENERATE = 1e-3  # an output that moves less than this share of its scale from
 
 @dataclass(frozen=True)
 class Worst:
-    """The element that differs most: its input's number in the stream, its index in that row, and both values."""
+    """The element that differs most: its input's number in the stream, its index in that row, and both values.
+
+    ``input`` names the inputs that it came from, where the stream has names, and ``input_row`` the row in them.
+    """
 
     row: int
     index: tuple[int, ...]
     reference: float | str
     actual: float | str
+    input: str = ""
+    input_row: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "index": list(self.index)}
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Worst:
-        return cls(values["row"], tuple(values["index"]), values["reference"], values["actual"])
+        place = (values.get("input", ""), values.get("input_row", 0))
+        return cls(values["row"], tuple(values["index"]), values["reference"], values["actual"], *place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,8 @@ class _Judge:
         if worst is None:
             return ""
         index = "".join(f"[{i}]" for i in worst.index)
-        return f", worst in row {worst.row}{index}: {_number(worst.actual)} for {_number(worst.reference)}"
+        origin = f" (row {worst.input_row} of {worst.input})" if worst.input else ""
+        return f", worst in row {worst.row}{index}{origin}: {_number(worst.actual)} for {_number(worst.reference)}"
 
     def _alive(self) -> Check:
         moved = self.d.actual_variation or 0.0

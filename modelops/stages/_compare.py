@@ -92,7 +92,7 @@ def reference_differences(cases: Sequence[Case], session: Session, signature: Si
         except StageFailed as error:
             failures.append({"inputs": f"case {case.name!r}", "error": error.message})
             continue
-        comparison.add(case.outputs, actual)
+        comparison.add(case.outputs, actual, f"case {case.name!r}")
         if case.outputs64:
             exact = True
             names = [name for name in case.outputs64 if name in actual]

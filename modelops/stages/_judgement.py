@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modelops.core.report import Check, Metric
+from modelops.core.report import Check, Metric, Report
+from modelops.graphs.reference import FILE_NAME as REFERENCE
 from modelops.measures.differences import Difference
 from modelops.measures.distributions import wilson
 from modelops.measures.drops import Drop, judge_drop
@@ -15,8 +16,8 @@ from modelops.measures.gates import FIGURES, TransitionName
 from modelops.measures.judging import Float64Errors, judge, warnings
 
 # The figures that a report shows of every output, where they apply; measurements.json holds them all.
-_ERRORS = ("sqnr", "max_scaled", "max_abs", "mean_abs", "p99_abs", "p999_abs", "cosine_mean", "cosine_min", "ulp_p99")
-_SHOWN = (*_ERRORS, "top1", "top5", "kl_mean", "kl_p99", "nearest", "equal")
+_ERRORS = ("sqnr", "max_scaled", "max_rms", "max_abs", "mean_abs", "p50_abs", "p99_abs", "p999_abs")
+_SHOWN = (*_ERRORS, "cosine_mean", "cosine_min", "ulp_p99", "top1", "top5", "kl_mean", "kl_p99", "nearest", "equal")
 
 
 def judge_measurements(
@@ -49,7 +50,49 @@ def judge_measurements(
         checks.append(judge_drop(drop, asked["max_drop"] if max_drop is None else max_drop))
     elif asked["metric"]:
         checks.append(_no_drop(task, asked["metric"]))
+    elif max_drop is not None or asked.get("max_drop_from") == "--max-drop":
+        needed = "labels" if task is None else "the model before, to be given with --against"
+        checks.append(Check("max-drop", "inconclusive", f"--max-drop can't be judged: it needs {needed}"))
     return checks
+
+
+def report_on(measurements: Mapping[str, Any], **judged_by: Any) -> Report:
+    """The whole report on measurements as they were saved; ``judged_by`` is what ``judge_measurements`` takes."""
+    checks = judge_measurements(measurements, **judged_by)
+    located = measurements.get("located")
+    notes = [*_notes(measurements), *measurements.get("notes", ())]
+    if located:
+        notes += [located["sentence"], *located.get("notes", ())]
+    if not any(check.verdict == "fail" for check in checks):
+        notes += remarks_on(measurements)
+    for part in ("invariance", "edges"):
+        notes += measurements.get(part, {}).get("notes", ())
+    reference = measurements["reference"]
+    measured = {"model": measurements["model"]}
+    if reference != REFERENCE:
+        measured["against"] = reference
+    details: dict[str, Any] = {"measured": measured, "inputs": measurements["inputs"]}
+    if located:
+        details["located"] = located
+    return Report(tuple(metrics_of(measurements)), tuple(checks), tuple(notes), details)
+
+
+def _notes(measurements: Mapping[str, Any]) -> list[str]:
+    """By what was judged, and what the verdict does not say."""
+    inputs, judged, task = measurements["inputs"], measurements["judged_by"], measurements["task"]
+    notes = [
+        f"compared on {inputs['origin']}: {inputs['rows']} rows",
+        f"judged as {judged['transition']}, told by {judged['told_by']}",
+    ]
+    if task is None:
+        notes.append("without labels this is agreement with the model before, not accuracy")
+    elif not judged["metric"]:
+        notes.append(f"{task['metric']} of {task['output']!r} was chosen to fit the labels; choose with --metric")
+    if task and task["drop"] and judged.get("max_drop_from", "").startswith("the "):
+        notes.append(f"a drop of {judged['max_drop']:g} is allowed by {judged['max_drop_from']}")
+    if not inputs["real"] and judged["transition"] not in ("structural", "export"):
+        notes.append("agreement of decisions is not evaluated: it needs 256 rows of --data with --against")
+    return notes
 
 
 def _on_made_up_inputs(check: Check) -> Check:
@@ -72,6 +115,9 @@ def metrics_of(measurements: Mapping[str, Any]) -> list[Metric]:
             value = getattr(difference, figure)
             if value is not None:
                 found.append(_metric(name, figure, value, difference))
+    for values in measurements.get("invariance", {}).get("figures", ()):
+        same = values["sqnr"] is None
+        found.append(Metric(values["name"], "identical" if same else values["sqnr"], "" if same else "dB"))
     task = measurements["task"]
     if task:
         found.append(Metric.parse(task["value"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelops.core.progress import tracked
 from modelops.core.tensors import Signature
@@ -14,7 +14,7 @@ from modelops.graphs.arrays import digest, numpy_dtype
 from modelops.graphs.batches import BatchAxis, row_axes
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
-from modelops.measures.drops import drop
+from modelops.measures.drops import CONFIDENCE, drop
 from modelops.measures.metrics import IGNORED_LABEL, TaskMetric, evaluate, prepared, task_metric
 
 if TYPE_CHECKING:
@@ -40,6 +40,16 @@ class Given:
     labels: tuple[Any, ...] = ()
     made_up: bool = False
     corner: bool = False
+
+
+class Runner(Protocol):
+    """What a comparison needs of a model."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def run(self, given: Given) -> dict[str, Any]:
+        """The outputs for the rows that count."""
 
 
 class Side:
@@ -96,15 +106,20 @@ def _cut(outputs: Arrays, held: int, rows: int) -> dict[str, Any]:
 
 @dataclass
 class Findings:
-    """What a comparison found: the differences, what the model could not run, and which inputs it was."""
+    """What a comparison found: the differences, what the model could not run, and which inputs it was.
+
+    ``worst`` holds, by output, the inputs that gave its worst element and the row in them; ``first`` the first inputs.
+    """
 
     differences: dict[str, Difference] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     rows: int = 0
     digest: str = ""
+    worst: dict[str, tuple[Given, int]] = field(default_factory=dict)
+    first: Given | None = None
 
 
-def compare_models(before: Side, after: Side, stream: Iterable[Given], task: Task | None = None) -> Findings:
+def compare_models(before: Runner, after: Runner, stream: Iterable[Given], task: Task | None = None) -> Findings:
     """The differences of two models on the same inputs; ``task`` collects what both make of labelled ones.
 
     Inconclusive where the reference itself can't run made-up inputs.
@@ -112,6 +127,7 @@ def compare_models(before: Side, after: Side, stream: Iterable[Given], task: Tas
     batched = bool(BatchAxis.of(before.signature).inputs)
     comparison = Comparison(batched=batched, axes=row_axes(before.signature))
     findings, total = Findings(), hashlib.sha256()
+    seen: dict[str, Any] = {}
     for given in tracked("comparing", stream):
         try:
             wanted = before.run(given)
@@ -125,12 +141,16 @@ def compare_models(before: Side, after: Side, stream: Iterable[Given], task: Tas
             raise
         total.update(digest(given.feed).encode())
         findings.rows += given.rows
+        findings.first = findings.first or given
         try:
             actual = after.run(given)
         except StageFailed as error:
             findings.failures.append({"inputs": given.name, "error": error.message})
             continue
-        comparison.add(wanted, actual)
+        comparison.add(wanted, actual, given.name)
+        for name, element in comparison.worst().items():
+            if element is not None and element is not seen.get(name):
+                seen[name], findings.worst[name] = element, (given, element.input_row)
         if task is not None:
             task.add(actual, wanted, given)
     findings.differences, findings.digest = comparison.differences(), total.hexdigest()
@@ -148,7 +168,7 @@ def from_data(bench: SampleBench) -> Iterator[Given]:
 class Task:
     """Collects what models make of labelled samples, and says how well they do the task."""
 
-    def __init__(self, metric: str | None) -> None:
+    def __init__(self, metric: str | TaskMetric | None) -> None:
         self._asked = metric
         self._rule: TaskMetric | None = None
         self.output = ""
@@ -177,7 +197,8 @@ class Task:
 
     def _choose(self, outputs: Arrays, labels: NDArray[Any]) -> tuple[TaskMetric, str]:
         """The metric that fits the labels, and the first output that it can be counted on."""
-        rule = task_metric(self._asked or ("r2" if labels.dtype.kind == "f" else "top1"))
+        asked = self._asked or ("r2" if labels.dtype.kind == "f" else "top1")
+        rule = task_metric(asked) if isinstance(asked, str) else asked
         problem: UsageError | None = None
         for name, array in outputs.items():
             try:
@@ -188,7 +209,7 @@ class Task:
                 return rule, name
         raise problem or UsageError("the model has no outputs")
 
-    def results(self, seed: int) -> dict[str, Any] | None:
+    def results(self, seed: int, confidence: float = CONFIDENCE) -> dict[str, Any] | None:
         """The metric's value, that of the reference and the drop, as JSON values; None without labels."""
         if self._rule is None:
             return None
@@ -203,7 +224,7 @@ class Task:
         if self._before:
             before = _joined(self._before, -1)
             found["reference"] = evaluate(before, labels, self._rule).to_dict()
-            found["drop"] = drop(before, after, labels, self._rule, seed=seed).to_dict()
+            found["drop"] = drop(before, after, labels, self._rule, confidence=confidence, seed=seed).to_dict()
         return found
 
 

@@ -9,7 +9,8 @@ from modelops.measures.gates import TransitionName
 
 # From the one that may change least to the one that may change most; a chain of steps is judged by its last in here.
 _ORDER: tuple[TransitionName, ...] = ("structural", "export", "float16", "bfloat16", "int8", "weights", "prune")
-_METHODS: dict[str, TransitionName] = {"static": "int8", "dynamic": "int8"}
+_POINT = 0.01
+_METHODS: dict[str, TransitionName] = {"static": "int8", "dynamic": "int8", "float": "structural"}
 
 
 def between(model: Sequence[Step], reference: Sequence[Step]) -> TransitionName:
@@ -26,6 +27,15 @@ def between(model: Sequence[Step], reference: Sequence[Step]) -> TransitionName:
     return max(found, key=_ORDER.index, default="structural")
 
 
+def allowed_drop(model: Sequence[Step], reference: Sequence[Step]) -> tuple[float, str]:
+    """The largest drop of a task metric that the steps in between were given, and who says so; one point by default."""
+    known = {step.key for step in reference}
+    for step in reversed(model):
+        if step.key not in known and isinstance(step.options.get("max_drop"), int | float):
+            return float(step.options["max_drop"]), f"the {step.stage} step's --max-drop"
+    return _POINT, "the default"
+
+
 def transition_of(step: Step) -> TransitionName:
     """What one step may do to outputs."""
     if step.stage == "convert":
@@ -35,6 +45,8 @@ def transition_of(step: Step) -> TransitionName:
     if step.stage == "quantize":
         method = step.options.get("method")
         name = str(method.get("name") if isinstance(method, dict) else method)
+        if name == "auto":
+            name = str(step.report.details.get("method"))
         if name in _ORDER:
             return name
         return _METHODS.get(name, "int8")

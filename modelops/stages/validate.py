@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from modelops.core.tensors import Signature
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
-from modelops.errors import EnvironmentMissing, UsageError
+from modelops.errors import EnvironmentMissing, InputRefused, UsageError
 from modelops.graphs.batches import BatchAxis
 from modelops.graphs.reference import FILE_NAME as REFERENCE
 from modelops.graphs.reference import read
@@ -29,10 +30,13 @@ from modelops.graphs.wrap import open_model
 from modelops.measures.gates import Gate, TransitionName
 from modelops.measures.judging import ROWS_MIN
 from modelops.stages import Stage, _limits
+from modelops.stages._blame import REPRO, blame
 from modelops.stages._compare import reference_differences, running
-from modelops.stages._judgement import judge_measurements, metrics_of, remarks_on
-from modelops.stages._measuring import Given, Side, Task, compare_models, from_data
-from modelops.stages._transitions import between
+from modelops.stages._invariance import edges, invariance
+from modelops.stages._judgement import judge_measurements, report_on
+from modelops.stages._measuring import Findings, Given, Side, Task, compare_models, from_data
+from modelops.stages._transitions import allowed_drop, between
+from modelops.stages._user_metric import is_function, metric_code, user_metric
 from modelops.stages._workbench import SampleBench
 
 MEASUREMENTS = "measurements.json"
@@ -59,12 +63,15 @@ class Validate(Stage):
     batch: int = option(
         default=32, help="Samples to run at once, at most: fewer where outputs are large, or the batch is fixed.", min=1
     )
-    metric: Literal["top1", "f1", "mae", "r2", "spearman"] | None = option(
-        default=None, help="Task metric on labelled data; by default top1 for classes and r2 for figures."
+    metric: str | None = option(
+        default=None,
+        help="Task metric on labelled data: top1, f1, mae, r2, spearman, or a function of yours (outputs, labels) as "
+        "file.py:function; by default top1 for classes and r2 for figures.",
     )
-    max_drop: float = option(
-        default=0.01,
-        help="Largest drop of the task metric that is allowed (0.01 is a point; mae counts in its own unit).",
+    max_drop: float | None = option(
+        default=None,
+        help="Largest drop of the task metric that is allowed (0.01 is a point; mae counts in its own unit); by "
+        "default what the step before was allowed, or a point.",
         min=0,
         unit="fraction",
     )
@@ -73,28 +80,102 @@ class Validate(Stage):
         default="auto",
         help="What lies between the two models, which chooses the gates; told from their histories by default.",
     )
+    locate: bool = option(
+        default=False,
+        help="Name the first wrong node also where every gate holds; after a failed gate it is named anyway, with "
+        "--against.",
+    )
+    invariance: bool = option(
+        default=True,
+        help="Also run the model in other ways (one sample at a time, more threads, no optimisation), and report what "
+        "they change.",
+    )
+    replay: bool = option(
+        default=False,
+        help="IN is evidence that validate wrote: judge its measurements anew, by other gates where given, and run "
+        "nothing.",
+    )
     seed: int = option(default=0, help="Seed of made-up inputs and of the bootstrap.", min=0)
     backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where the models run.")
 
     def limits(self, model_bytes: int) -> Limits:
-        if self.data is not None and ".py:" in self.data.name:
+        if (self.data is not None and ".py:" in self.data.name) or is_function(self.metric):
             return _limits.trusted()
         data_mib = _size(self.data) / (1 << 20) if self.data is not None else 0.0
         models = model_bytes + (_size(self.against) if self.against is not None else 0)
         return _limits.default(models, extra_seconds=10.0 * data_mib)
 
+    def takes_evidence(self) -> bool:
+        return self.replay
+
+    def inputs(self, source: str) -> Mapping[str, Path]:
+        found = dict(super().inputs(source))
+        if self.metric is not None and is_function(self.metric):
+            found["metric"] = Path(self.metric)
+        return found
+
     def run(self, source: Artifact, draft: Draft) -> Report:
         for text in self.gate:
             Gate.parse(text)
+        if self.replay:
+            return self._replayed(source, draft)
+        if self.locate and self.against is None:
+            raise UsageError("--locate compares nodes with those of another model", hint="name it with --against REF")
+        if self.max_drop is not None and self.data is None:
+            raise UsageError("--max-drop needs labelled samples", hint="give them with --data")
         self._check_backend()
-        with tempfile.TemporaryDirectory(prefix="modelops-") as folder, ExitStack() as stack:
-            scratch = Path(folder)
-            if self.against is not None:
-                reference = open_model(self.against, scratch)
-                measurements, bench = self._against_model(source, reference, scratch, stack)
+        with user_metric(self.metric) as rule, tempfile.TemporaryDirectory(prefix="modelops-") as folder:
+            scratch, task = Path(folder), Task(rule)
+            if self.against is None:
+                with ExitStack() as stack:
+                    measurements, bench = self._against_original(source, scratch, task, stack)
+                first = next((Given(case.feed, 0, case.name) for case in read(source.file(REFERENCE))), None)
             else:
-                measurements, bench = self._against_original(source, scratch, stack)
-            return self._report(source, bench, measurements, draft)
+                reference = open_model(self.against, scratch)
+                with ExitStack() as stack:
+                    measurements, bench, findings = self._against_model(source, reference, scratch, task, stack)
+                measurements["located"] = self._located(source, reference, measurements, findings, scratch, draft)
+                first = findings.first
+            if self.invariance and first is not None and self.backend.name == "onnxruntime-cpu":
+                measurements["invariance"] = invariance(source, first.feed)
+            measurements["notes"] = list(bench.notes)
+            return self._report(bench, measurements, draft)
+
+    def _located(
+        self,
+        source: Artifact,
+        reference: Artifact,
+        measurements: dict[str, Any],
+        findings: Findings,
+        scratch: Path,
+        draft: Draft,
+    ) -> dict[str, Any] | None:
+        """The nodes to blame, where a gate failed or --locate asks for them."""
+        checks = judge_measurements(json.loads(json.dumps(measurements)))
+        if not self.locate and not any(check.verdict == "fail" for check in checks):
+            return None
+        return blame(source, reference, findings, checks, measurements["judged_by"]["transition"], scratch, draft)
+
+    def _replayed(self, source: Artifact, draft: Draft) -> Report:
+        """The report that saved measurements give under these gates, or under those that they were judged by."""
+        asked = Validate(replay=True, gate=self.gate, transition=self.transition, max_drop=self.max_drop)
+        if self != asked:
+            raise UsageError(
+                "--replay takes everything but --gate, --transition and --max-drop from the evidence",
+                hint="leave the other flags out",
+            )
+        saved = read_measurements(source)
+        judged = dict(saved["judged_by"])
+        if self.gate:
+            judged["gates"] = list(self.gate)
+        if self.transition != "auto":
+            judged |= {"transition": self.transition, "told_by": "--transition"}
+        if self.max_drop is not None:
+            judged |= {"max_drop": self.max_drop, "max_drop_from": "--max-drop"}
+        for file in source.manifest.files:
+            if file.path.startswith(f"{REPRO}/"):
+                draft.copy(source.path / file.path, file.path)
+        return write_and_judge({**saved, "judged_by": judged}, draft)
 
     def _check_backend(self) -> None:
         require(type(self.backend))
@@ -110,7 +191,7 @@ class Validate(Stage):
         return SampleBench(source, scratch, self.data, self.dataset, self.samples, batch)
 
     def _against_original(
-        self, source: Artifact, scratch: Path, stack: ExitStack
+        self, source: Artifact, scratch: Path, task: Task, stack: ExitStack
     ) -> tuple[dict[str, Any], SampleBench]:
         """Measurements against the outputs that the source framework gave."""
         if not source.has(REFERENCE):
@@ -123,7 +204,7 @@ class Validate(Stage):
         bench = self._bench(source, scratch, _affordable(source.signature, self.batch))
         session = stack.enter_context(running(source.model, self.backend))
         measured = reference_differences(read(source.file(REFERENCE)), session, source.signature)
-        task = self._task_alone(Side(session, source.signature), bench)
+        found = self._task_alone(Side(session, source.signature), bench, task)
         measurements = {
             **self._head(source, None),
             "inputs": _inputs("the inputs of the reference", measured.rows, measured.digest, source, source),
@@ -132,15 +213,14 @@ class Validate(Stage):
             "float64": None
             if measured.float64 is None
             else {"source": _plain(measured.float64.source), "actual": _plain(measured.float64.actual)},
-            "task": task,
+            "task": found,
         }
         return measurements, bench
 
-    def _task_alone(self, side: Side, bench: SampleBench) -> dict[str, Any] | None:
+    def _task_alone(self, side: Side, bench: SampleBench, task: Task) -> dict[str, Any] | None:
         """The task metric of the model alone, where labelled data was given; UsageError for data without a use."""
         if not bench.has_data:
             return None
-        task = Task(self.metric)
         for given in from_data(bench):
             task.add(side.run(given), None, given)
         found = task.results(self.seed)
@@ -152,8 +232,8 @@ class Validate(Stage):
         return found
 
     def _against_model(
-        self, source: Artifact, reference: Artifact, scratch: Path, stack: ExitStack
-    ) -> tuple[dict[str, Any], SampleBench]:
+        self, source: Artifact, reference: Artifact, scratch: Path, task: Task, stack: ExitStack
+    ) -> tuple[dict[str, Any], SampleBench, Findings]:
         """Measurements against another model, on data, on the inputs of the reference, or on made-up ones."""
         before = Side(stack.enter_context(running(reference.model, self.backend)), reference.signature)
         after = Side(stack.enter_context(running(source.model, self.backend)), source.signature)
@@ -161,7 +241,6 @@ class Validate(Stage):
         fitted = source if len(source.signature.inputs) >= len(reference.signature.inputs) else reference
         batch = BatchAxis.of(reference.signature).size or _affordable(reference.signature, self.batch)
         bench = self._bench(fitted, scratch, batch)
-        task = Task(self.metric)
         if bench.dataset is not None:
             origin, stream, real = f"--data ({bench.dataset.name})", from_data(bench), not bench.dataset.made_up
         else:
@@ -176,8 +255,9 @@ class Validate(Stage):
             "outputs": _plain(found.differences),
             "float64": None,
             "task": task.results(self.seed),
+            "edges": edges(before, after, found.first, source.signature) if found.first is not None else {},
         }
-        return measurements, bench
+        return measurements, bench, found
 
     def _made_up(self, source: Artifact, reference: Artifact) -> tuple[str, Iterator[Given]]:
         """(what they are, inputs): those of a reference.npz, else seeded ones by what names mean."""
@@ -202,6 +282,7 @@ class Validate(Stage):
         histories = (source.manifest.history, reference.manifest.history if reference else ())
         told_by = "the histories" if any(histories) else "no history, so the strictest (choose with --transition)"
         told: TransitionName = between(*histories)
+        allowed, step = allowed_drop(*histories)
         return {
             "schema": SCHEMA,
             "model": source.id,
@@ -212,31 +293,37 @@ class Validate(Stage):
                 "told_by": told_by if self.transition == "auto" else "--transition",
                 "gates": list(self.gate),
                 "metric": self.metric,
-                "max_drop": self.max_drop,
+                "max_drop": allowed if self.max_drop is None else self.max_drop,
+                "max_drop_from": step if self.max_drop is None else "--max-drop",
             },
         }
 
-    def _report(self, source: Artifact, bench: SampleBench, measurements: dict[str, Any], draft: Draft) -> Report:
-        text = json.dumps(measurements, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        draft.file(MEASUREMENTS).write_text(text, encoding="utf-8")
-        saved = json.loads(text)  # judged as it will be read
+    def _report(self, bench: SampleBench, measurements: dict[str, Any], draft: Draft) -> Report:
         dataset = described(bench.dataset) if bench.dataset is not None else None
-        measured = {"model": source.id}
-        if self.against is not None:
-            measured["against"] = saved["reference"]
-        checks = judge_measurements(saved)
-        remarks = [] if any(check.verdict == "fail" for check in checks) else remarks_on(saved)
-        return Report(
-            metrics=tuple(metrics_of(saved)),
-            checks=tuple(checks),
-            notes=(*_notes(saved), *bench.notes, *remarks),
-            details={
-                "measured": measured,
-                "code_executed": bench.code_executed(),
-                "inputs": saved["inputs"],
-                "dataset": dataset,
-            },
-        )
+        code = [*bench.code_executed(), *metric_code(self.metric)]
+        report = write_and_judge(measurements, draft)
+        return replace(report, details={**report.details, "code_executed": code, "dataset": dataset})
+
+
+def write_and_judge(measurements: Mapping[str, Any], draft: Draft) -> Report:
+    """Save measurements, and judge them as they will be read."""
+    text = json.dumps(measurements, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    draft.file(MEASUREMENTS).write_text(text, encoding="utf-8")
+    return report_on(json.loads(text))
+
+
+def read_measurements(evidence: Artifact) -> dict[str, Any]:
+    """What ``validate`` saved there; InputRefused where it is something else."""
+    hint = "give what validate wrote: modelops validate IN EVIDENCE"
+    if evidence.manifest.kind != "evidence" or not evidence.has(MEASUREMENTS):
+        raise InputRefused(f"{evidence.path} holds no measurements of validate", hint=hint)
+    try:
+        found: dict[str, Any] = json.loads(evidence.file(MEASUREMENTS).read_bytes())
+        if found["schema"] != SCHEMA:
+            raise InputRefused(f"{evidence.path} holds measurements of the schema {found['schema']!r}", hint=hint)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputRefused(f"{evidence.path}: {MEASUREMENTS} can't be read: {error}", hint=hint) from error
+    return found
 
 
 def _size(path: Path) -> int:
@@ -253,21 +340,6 @@ def _affordable(signature: Signature, batch: int) -> int:
         4 * math.prod(dim if isinstance(dim, int) else _LONG for dim in spec.shape[1:]) for spec in signature.outputs
     )
     return max(1, min(batch, _OUTPUT_BYTES // max(1, sample)))
-
-
-def _notes(measurements: Mapping[str, Any]) -> list[str]:
-    inputs, judged, task = measurements["inputs"], measurements["judged_by"], measurements["task"]
-    notes = [
-        f"compared on {inputs['origin']}: {inputs['rows']} rows",
-        f"judged as {judged['transition']}, told by {judged['told_by']}",
-    ]
-    if task is None:
-        notes.append("without labels this is agreement with the model before, not accuracy")
-    elif not judged["metric"]:
-        notes.append(f"{task['metric']} of {task['output']!r} was chosen to fit the labels; choose with --metric")
-    if not inputs["real"] and judged["transition"] not in ("structural", "export"):
-        notes.append("agreement of decisions is not evaluated: it needs 256 rows of --data with --against")
-    return notes
 
 
 def _inputs(origin: str, rows: int, digest: str, source: Artifact, reference: Artifact) -> dict[str, Any]:
