@@ -139,6 +139,7 @@ def judge_drop(found: Drop, max_drop: float, *, rows_min: int = ROWS_MIN) -> Che
     ============================================  =============  ==========================================
     the bound is within what is allowed            pass           also when a little was lost
     the drop that was seen is beyond it            fail           the best guess is that too much was lost
+    … on fewer than ``rows_min`` rows              inconclusive   a fail only where it surely is beyond
     the drop is within, the bound is not           inconclusive   says how many rows would settle it
     ============================================  =============  ==========================================
     """
@@ -160,7 +161,7 @@ def judge_drop(found: Drop, max_drop: float, *, rows_min: int = ROWS_MIN) -> Che
         f"{rule.text(found.value)} against {rule.text(found.reference)}, {moved}, surely at most "
         f"{rule.text_of_drop(found.bound)} ({100 * found.confidence:g} %, {found.n} rows), needs {allowed}"
     )
-    if found.drop > max_drop:
+    if found.drop > max_drop and (found.n >= rows_min or found.lower > max_drop):
         return check("fail", text)
     if found.n < rows_min:
         return check("inconclusive", f"{text}, but fewer than {rows_min} rows prove nothing")

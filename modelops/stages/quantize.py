@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,36 +14,33 @@ from modelops.backends import Backend, require_usable
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, option
 from modelops.core.report import Check, Metric, Report, Verdict
-from modelops.core.workbench import Done
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
 from modelops.errors import GateFailed, Inconclusive, UsageError
-from modelops.measures.gates import TransitionName
 from modelops.quantizers import REGISTRY, Quantizer
 from modelops.stages import Stage, _limits
+from modelops.stages._attempts import MODEL, Attempt, Attempts, moved, size_of
 
-_MODEL = "model.onnx"
 # Methods that keep activations in float make a smaller file; that they may be slower is known, and only reported.
 _SIZE_ONLY = frozenset({"float16", "weights"})
-_TRANSITIONS: dict[str, TransitionName] = {"float16": "float16", "weights": "weights"}
 
 
 class Quantize(Stage):
     """Make a model smaller and faster with fewer bits, and prove what that costs.
 
+    By default several ways are tried, and the fastest that is accurate enough is kept; --method names one.
+
     Two gates are held before anything is published. Accuracy: with labels, the metric surely drops by at most
     --max-drop; without, outputs and decisions agree with the float model's. Speed: int8 must not be slower than float
-    on this machine, where static and dynamic are concerned; --if-slower says what happens when it is.
+    on this machine, unless it is made for another --target; --if-slower says what happens when it is.
     """
 
     machine_dependent = True
     # Here and not with the method alone, since the stage may choose that.
     tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
-    method: Quantizer | None = choice(
-        REGISTRY, default=None, help="How to quantize; by default static for convolutions with --data, else dynamic."
-    )
+    method: Quantizer = choice(REGISTRY, default="auto", help="How to quantize; auto measures what is best.")
     data: Path | None = option(
         default=None, help="Samples to calibrate with; what is left of them judges, without --eval."
     )
@@ -62,7 +61,7 @@ class Quantize(Stage):
     seed: int = option(default=0, help="Seed of the bootstrap and of the order of timings.", min=0)
 
     def limits(self, model_bytes: int) -> Limits:
-        extra = 60.0 + 1.5 * self.speed_budget
+        extra = 60.0 + 1.5 * self.speed_budget + 2.0 * float(getattr(self.method, "budget", 0.0))
         if any(path is not None and ".py:" in path.name for path in (self.data, self.eval)):
             return _limits.trusted(extra)
         if self.data is not None or self.eval is not None:
@@ -71,6 +70,7 @@ class Quantize(Stage):
 
     def run(self, source: Artifact, draft: Draft) -> Report:
         from modelops.measures.metrics import task_metric
+        from modelops.quantizers._scope import refuse_quantized
 
         if self.metric is not None:
             task_metric(self.metric)
@@ -79,16 +79,16 @@ class Quantize(Stage):
                 f"{self.backend.name} does not run ONNX files", hint="for example --backend onnxruntime-cpu"
             )
         require_usable(self.backend)
-        target = draft.file(_MODEL)
+        refuse_quantized(source.model)
         with tempfile.TemporaryDirectory(prefix="modelops-quantize-") as folder:
-            job = _Job(self, source, target, Path(folder))
+            job = _Job(self, source, draft.file(MODEL), Path(folder))
             try:
-                job.quantize()
+                job.attempt()
             except GateFailed as error:
-                return _impossible(job.method, error)
-            job.judge()
+                return _impossible(self.method.name, error.message, error.hint)
+            job.portable()
             job.race()
-        return job.report()
+            return job.report()
 
 
 @dataclass
@@ -106,87 +106,88 @@ class _Job:
     decision: str = "published"
 
     def __post_init__(self) -> None:
-        from modelops.stages._losses import Rows, split
+        self.attempts = Attempts(self.stage, self.source, self.scratch)
+        self.searched = False
+
+    def attempt(self) -> None:
+        """Write the new model and judge it, or search for the best; GateFailed where there is nothing to quantize."""
+        from modelops.quantizers.auto import Auto, Candidate
+
+        method = self.stage.method
+        if isinstance(method, Auto):
+            made = self._found(method)
+        else:
+            folder = self.scratch / "made"
+            folder.mkdir()
+            made = self.attempts.made(Candidate(method.name, method), folder / MODEL)
+            if not made.impossible:
+                self.attempts.judge(made)
+        if made.impossible:
+            raise GateFailed(made.impossible, hint=made.hint)
+        assert made.place is not None
+        moved(made.place, self.target)
+        self.method = str(made.method["name"])
+        self.checks += made.checks
+        self.metrics += made.metrics
+        self.notes += made.notes
+        self.details |= made.details
+        self.details["bytes"] = [self.source.size, made.bytes]
+
+    def _found(self, auto: Any) -> Attempt:
+        """The best that a search found; its table goes into the report."""
+        from modelops.stages._search import Search
+
+        self.searched = True
+        search = Search(auto, self.attempts, self.feed)
+        best = search.run()
+        self.notes += search.notes()
+        self.details["candidates"] = search.table()
+        if best is None:
+            reasons = "; ".join(f"{one.attempt.name}: {one.attempt.impossible}" for one in search.tried)
+            raise GateFailed(f"nothing could be quantized: {reasons}", hint="keep the float model")
+        self.details["candidate"] = best.attempt.name
+        return best.attempt
+
+    @functools.cached_property
+    def feed(self) -> Mapping[str, Any]:
+        """What models are timed on: one sample of the data."""
+        from modelops.stages._feed import timing_feed
 
         stage = self.stage
-        self.method = stage.method or self._chosen()
-        self.rows = Rows("inputs of the model's own, not real data", False)
-        self.more: Rows | None = None
-        calibration = stage.samples
-        if stage.data is not None:
-            whole = self._bench(stage.data, None)
-            calibration, self.rows = split(whole, stage.samples)
-        self.calibration = self._bench(stage.data, calibration)
-        if stage.eval is not None:
-            # Only what calibration has not seen can prove anything.
-            self.more = self.rows if self.rows.real and self.rows.skip else None
-            bench = self._bench(stage.eval, None)
-            made_up = bench.dataset is not None and bench.dataset.made_up
-            self.rows = Rows("--eval", not made_up, bench)
-
-    def _bench(self, data: Path | None, samples: int | None) -> Any:
-        from modelops.stages._workbench import SampleBench
-
-        dataset = self.stage.dataset if data is not None else None
-        return SampleBench(self.source, self.scratch, data, dataset, samples, self.stage.batch)
-
-    def _chosen(self) -> Quantizer:
-        """The method that fits the graph: static for convolutions where there is data, else dynamic."""
-        from modelops.graphs.describe import summary
-
-        convolutions = int(summary(self.source.model)["operators"].get("Conv", 0))
-        if convolutions and self.stage.data is None:
-            raise UsageError(
-                "this model has convolutions, which only --method static makes faster, and that needs --data",
-                hint="give samples with --data, or choose --method dynamic or weights",
-            )
-        name = "static" if convolutions else "dynamic"
-        self.notes.append(f"--method {name} was chosen to fit the graph")
-        return REGISTRY.ready(name).parse({})
-
-    def quantize(self) -> None:
-        """Write the new model; GateFailed when the method finds nothing to do."""
-        done: Done = self.method.quantize(self.source.model, self.target, self.calibration)
-        self.notes += [*done.notes, *self.calibration.notes]
-        self.metrics += done.metrics
-        self.details |= dict(done.details)
-        self.details["bytes"] = [self.source.size, _size_of(self.target)]
-
-    @property
-    def transition(self) -> TransitionName:
-        return _TRANSITIONS.get(self.method.name, "int8")
-
-    def judge(self) -> None:
-        """Read the file back, and hold it against the source."""
-        from modelops.graphs.describe import signature
-        from modelops.stages._losses import losses
-
-        before, after = self.source.signature, signature(self.target)
-        if [(s.name, s.dtype, len(s.shape)) for s in (*before.inputs, *before.outputs)] != [
-            (s.name, s.dtype, len(s.shape)) for s in (*after.inputs, *after.outputs)
-        ]:
-            text = f"the signature changed from {before.inputs} → {before.outputs} to {after.inputs} → {after.outputs}"
-            self.checks.append(Check("signature", "fail", text))
-            return
-        self.checks.append(Check("signature", "pass", "names, dtypes and ranks of inputs and outputs are kept"))
-        stage = self.stage
-        found = losses(
-            self.source,
-            self.target,
-            self.rows,
-            self.transition,
-            metric=stage.metric,
-            max_drop=stage.max_drop,
-            more=self.more,
-            seed=stage.seed,
-        )
-        self.checks += found.checks
-        self.metrics += found.metrics
-        self.notes += found.notes
+        data = stage.data or stage.eval
+        feed, _ = timing_feed(self.source, batch=1, sizes={}, data=data, dataset=stage.dataset, seed=stage.seed)
+        return feed
 
     @property
     def failed(self) -> bool:
         return any(check.verdict == "fail" for check in self.checks)
+
+    def portable(self) -> None:
+        """Say whether the model is right on CPUs without VNNI; it must be where that is its target."""
+        from modelops.stages import _portable
+
+        self.details["portable"] = _portable.portability(self.target).to_dict()
+        if self.kernels == "portable" and not self.failed:
+            self.checks.append(_portable.check(self.source, self.target, self.attempts.rows))
+        elif remark := _portable.told(self.details["portable"]):
+            self.notes.append(remark)
+
+    @property
+    def kernels(self) -> str:
+        """The name of the target that was asked for; "auto" where the method knows none."""
+        return str(getattr(self.stage.method, "target", "auto"))
+
+    @property
+    def foreign(self) -> str:
+        """Why timings here say nothing on the target; empty where they do."""
+        from modelops.quantizers._targets import resolve
+
+        here = {"openvino": "openvino", "gpu-qdq": "onnxruntime-cuda"}.get(self.kernels)
+        if here is not None and self.stage.backend.name.startswith(here):
+            return ""
+        if self.kernels == "auto" or resolve(self.kernels).here:
+            return ""
+        return f"it is made for {self.kernels}, which is not what it was timed on"
 
     def race(self) -> None:
         """Time both models by turns, unless accuracy has decided already, and do what --if-slower asks."""
@@ -194,7 +195,7 @@ class _Job:
             self.notes.append("speed was not measured: the model is not accurate enough")
             return
         try:
-            found = timed(self.stage, self.source, self.target)
+            found = timed(self.stage, self.source, self.target, self.feed)
         except Inconclusive as error:
             self.notes.append(f"warning: speed could not be judged: {error.message}")
             return
@@ -202,58 +203,73 @@ class _Job:
         self._decide(found)
 
     def _decide(self, found: Pace) -> None:
-        stage, name, verdict, text = self.stage, self.method.name, found.verdict, found.text
+        stage, verdict, text = self.stage, found.verdict, found.text
         demand = "not slower than float"
-        if name in _SIZE_ONLY:
-            self.notes.append(f"{text}; --method {name} is for size, and speed is only reported")
-        elif verdict == "pass":
+        if self.method in _SIZE_ONLY and not self.searched:
+            self.notes.append(f"{text}; --method {self.method} is for size, and speed is only reported")
+        elif foreign := self.foreign:
+            self.notes.append(f"{text}; {foreign}: speed is only reported")
+        elif verdict == "pass" and not (self.searched and found.looks_slower):
             self.checks.append(Check("speed", "pass", text, threshold=demand))
         elif verdict == "inconclusive" and stage.if_slower == "keep-source" and found.looks_slower:
             self._keep_source(f"{text}: not surely slower, but nothing speaks for it")
-        elif verdict == "inconclusive":
+        elif verdict == "inconclusive" and not (self.searched and found.looks_slower):
             self.notes.append(
                 f"warning: {text}, which is too close or too noisy to tell within {stage.speed_budget:g} s"
             )
             self.checks.append(Check("speed", "not-evaluated", f"{text}: inconclusive", threshold=demand))
         elif stage.if_slower == "fail":
+            self._explain()
             self.checks.append(Check("speed", "fail", f"{text}: int8 does not pay here", threshold=demand))
         elif stage.if_slower == "publish":
             self.notes.append(f"warning: {text}; published all the same, as --if-slower publish asks")
         else:
             self._keep_source(text)
 
+    def _explain(self) -> None:
+        """Say why it is slower, from profiles of both models."""
+        from modelops.stages._reasons import reasons
+
+        found = reasons(self.source, self.target, self.stage.backend, self.feed, self.scratch)
+        self.notes += found
+        self.details["reasons"] = found
+
     def _keep_source(self, text: str) -> None:
-        """Publish the float model: what was measured of the other one stays in the report, but does not judge it."""
+        """Publish the float model: what was measured of the other one stays in the details, and judges nothing."""
         from modelops.graphs import files
 
-        for place in (self.target, self.target.with_name(f"{_MODEL}.data")):
+        self._explain()
+        for place in (self.target, self.target.with_name(f"{MODEL}.data")):
             place.unlink(missing_ok=True)
         files.rewrite(self.source.model, self.target)
         self.decision = "kept-source"
         self.notes.append(f"the float model was kept unchanged: int8 {text}")
-        self.details["candidate_checks"] = [check.to_dict() for check in self.checks]
+        self.details["rejected"] = {
+            "bytes": self.details["bytes"][1],
+            "checks": [check.to_dict() for check in self.checks],
+            "metrics": [metric.to_dict() for metric in self.metrics],
+            "portable": self.details.pop("portable"),
+        }
+        self.details["bytes"] = [self.source.size, size_of(self.target)]
+        self.metrics = []
         self.checks = [Check("kept-source", "pass", f"int8 {text}; the float model is published as it was")]
 
     def report(self) -> Report:
         before, after = self.details.pop("bytes")
         sizes = (
             Metric("model_bytes_before", before, "bytes"),
-            Metric("model_bytes", _size_of(self.target), "bytes"),
-            Metric("quantized_bytes", after, "bytes"),
+            Metric("model_bytes", after, "bytes"),
             Metric("size_ratio", before / after, "x"),
         )
-        codes = self.calibration.code_executed()
-        if self.stage.eval is not None and self.rows.bench is not None:
-            codes += [code for code in self.rows.bench.code_executed() if code not in codes]
         return Report(
             metrics=(*sizes, *self.metrics),
             checks=tuple(self.checks),
             notes=tuple(self.notes),
             details={
                 "decision": "refused" if self.failed else self.decision,
-                "method": self.method.name,
+                "method": self.method,
                 **self.details,
-                "code_executed": codes,
+                "code_executed": self.attempts.code_executed(),
             },
         )
 
@@ -272,14 +288,11 @@ class Pace:
         return any(metric.name == "speedup" and float(metric.value or 0) < 1 for metric in self.metrics)
 
 
-def timed(stage: Quantize, source: Artifact, target: Path) -> Pace:
-    """The two models timed by turns, on one sample of the data."""
+def timed(stage: Quantize, source: Artifact, target: Path, feed: Mapping[str, Any]) -> Pace:
+    """The two models timed by turns, on this input."""
     from modelops.stages import _speed
-    from modelops.stages._feed import timing_feed
     from modelops.stages._race import Contender, race
 
-    data = stage.data or stage.eval
-    feed, _ = timing_feed(source, batch=1, sizes={}, data=data, dataset=stage.dataset, seed=stage.seed)
     quantized, original = (
         Contender(name, stage.backend, model) for name, model in (("quantized", target), ("float", source.model))
     )
@@ -298,13 +311,8 @@ def timed(stage: Quantize, source: Artifact, target: Path) -> Pace:
     )
 
 
-def _impossible(method: Quantizer, error: GateFailed) -> Report:
+def _impossible(method: str, message: str, hint: str) -> Report:
     return Report(
-        checks=(Check("quantizable", "fail", error.message),),
-        details={"decision": "refused", "method": method.name, "hint": error.hint},
+        checks=(Check("quantizable", "fail", message),),
+        details={"decision": "refused", "method": method, "hint": hint},
     )
-
-
-def _size_of(model: Path) -> int:
-    data = model.with_name(f"{model.name}.data")
-    return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)

@@ -10,8 +10,10 @@ import pytest
 
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.report import Metric, Report
+from modelops.core.workbench import Done
 from modelops.errors import Inconclusive, UsageError
 from modelops.graphs.wrap import wrap
+from modelops.measures.drops import Drop, judge_drop, paired_bounds
 from modelops.quantizers.dynamic import Dynamic
 from modelops.quantizers.float16 import Float16
 from modelops.quantizers.static import Static
@@ -102,6 +104,18 @@ def test_decisions_that_never_change_prove_what_few_labels_can_not(run: Any, tmp
     assert "accuracy can't drop by more" in check(report, "top1.drop").message
 
 
+def test_too_few_labelled_rows_decide_nothing_even_when_some_are_lost() -> None:
+    def judged(lost: int, n: int) -> str:
+        lower, bound = paired_bounds(lost, 0, n)
+        found = Drop(metric="top1", value=1 - lost / n, reference=1.0, drop=lost / n, bound=bound, lower=lower, n=n,
+                     method="paired counts", lost=lost, gained=0)  # fmt: skip
+        return judge_drop(found, 0.01).verdict
+
+    assert judged(1, 8) == "inconclusive"  # one of eight may be chance
+    assert judged(8, 8) == "fail"  # all of them is not
+    assert judged(4, 40) == "fail"
+
+
 def test_a_model_that_loses_too_much_is_not_timed_and_not_published(
     run: Any, classifier: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +125,7 @@ def test_a_model_that_loses_too_much_is_not_timed_and_not_published(
             if tensor.name == "w2":
                 tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), "w2"))
         onnx.save(model, target)
-        return quantize.Done()
+        return Done()
 
     monkeypatch.setattr(Dynamic, "quantize", broken)
     monkeypatch.setattr(quantize, "timed", lambda *_: pytest.fail("it was timed"))
@@ -140,10 +154,9 @@ def test_calibration_samples_do_not_judge(run: Any, tmp_path: Path, faster: None
 
 
 def test_dynamic_works_without_any_data(run: Any, faster: None) -> None:
-    report, model = run(Quantize())
+    report, model = run(Quantize(method=Dynamic()))
     assert report.exit_code == 0 and model.is_file()
     assert report.details["method"] == "dynamic"
-    assert any("was chosen" in note for note in report.notes)
 
 
 def test_a_slower_model_fails_by_default(run: Any, slower: None) -> None:
@@ -164,7 +177,16 @@ def test_a_slower_model_gives_way_to_the_float_one_when_asked(run: Any, classifi
     assert report.exit_code == 0 and report.details["decision"] == "kept-source"
     assert model.read_bytes() == classifier.model.read_bytes()
     assert any("kept unchanged" in note for note in report.notes)
-    assert report.metric("model_bytes").value == classifier.size != report.metric("quantized_bytes").value
+
+
+def test_figures_are_those_of_the_model_that_was_kept(run: Any, classifier: Artifact, slower: None) -> None:
+    report, _ = run(Quantize(method=Dynamic(), if_slower="keep-source"))
+    assert [metric.name for metric in report.metrics] == ["model_bytes_before", "model_bytes", "size_ratio"]
+    assert report.metric("model_bytes").value == classifier.size and report.metric("size_ratio").value == 1
+    rejected = report.details["rejected"]
+    assert rejected["bytes"] != classifier.size and "speedup" in {metric["name"] for metric in rejected["metrics"]}
+    assert {check["name"] for check in rejected["checks"]} >= {"signature"}
+    assert "portable" not in report.details
 
 
 def test_noise_is_a_warning_and_no_failure(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +235,24 @@ def test_convolutions_without_data_need_a_choice(tmp_path: Path) -> None:
     (tmp_path / "draft").mkdir()
     with pytest.raises(UsageError, match="needs --data"):
         Quantize().run(source, Draft(tmp_path / "draft"))
+
+
+def test_a_portable_model_is_checked_and_another_says_that_it_is_not(run: Any, tmp_path: Path, faster: None) -> None:
+    data = labelled(tmp_path / "data.npz", 200)
+    report, _ = run(Quantize(method=Dynamic(target="portable"), data=data))
+    assert check(report, "portable").verdict == "pass" and report.details["portable"]["portable"] is True
+    report, _ = run(Quantize(method=Dynamic(target="x86-vnni"), data=data))
+    assert report.details["portable"]["portable"] is False
+    assert any("not portable: 2 of 2 integer weights use all 8 bits" in note for note in report.notes)
+    report, _ = run(Quantize(method=Dynamic(target="portable", reduce_range="no"), data=data))
+    assert check(report, "portable").verdict == "fail" and report.exit_code == 1
+
+
+@pytest.mark.parametrize("target", ["arm", "gpu-qdq"])
+def test_foreign_targets_only_report_their_speed(run: Any, tmp_path: Path, slower: None, target: str) -> None:
+    report, _ = run(Quantize(method=Static(target=target), data=labelled(tmp_path / "data.npz", 500)))
+    assert report.exit_code == 0 and all(check.name != "speed" for check in report.checks)
+    assert any("speed is only reported" in note for note in report.notes)
 
 
 def test_an_unknown_metric_is_refused_before_any_work(run: Any) -> None:

@@ -1,0 +1,403 @@
+"""Quantized models beside float and beside other quantizers: accuracy, speed, size and time, by turns in one run.
+
+    python benchmarks/quantize.py [--models minilm resnet18 resnet50 mobilenet vit gpt2] [--seconds 3600] [--budget 60]
+
+==========  =====================================================================  ==================================
+model       what it is                                                             judged on
+==========  =====================================================================  ==================================
+minilm      all-MiniLM-L6-v2 (examples/minilm/prepare.py gets it)                  1,000 sentences of docstrings
+resnet18    trained here once on digits of 32 by 32 pixels                         540 held-out digits
+resnet50    random weights: speed, and signal to noise                             64 seeded images
+mobilenet   MobileNetV2, the same                                                  64 seeded images
+vit         ViT-B/16, the same                                                     32 seeded images
+gpt2        GPT-2 124M, the same                                                   32 seeded sequences of 128 tokens
+==========  =====================================================================  ==================================
+
+Columns: float; onnxruntime's ``quantize_dynamic(per_channel=True)``; its ``quantize_static`` with default options, and
+as an expert would call it here; NNCF; modelops dynamic, static, and what auto chose. Peers are run from an environment
+of their own; without it their column says "not installed":
+
+    python3 -m venv /var/tmp/peers/nncf && /var/tmp/peers/nncf/bin/pip install nncf onnx onnxruntime
+
+A model's columns are timed by turns in the same launches, for every batch and number of threads. What is made, judged
+or timed is written to benchmarks/results/quantize/ at once: interrupt it, and go on later with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import resource
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).with_name("results") / "quantize"
+RECORDS = FOLDER / "records.jsonl"
+PEERS = Path("/var/tmp/peers")
+OWN = ("modelops dynamic", "modelops static", "modelops auto")
+BARE = {
+    "onnxruntime dynamic": ("", "onnxruntime_dynamic"),
+    "onnxruntime static": ("", "onnxruntime_static"),
+    "onnxruntime static u8s8": ("", "onnxruntime_static_u8"),
+    "NNCF": ("nncf", "nncf"),
+}
+CALIBRATION = 128
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model: where it comes from, its data, and the settings (batch, threads) that it is timed in."""
+
+    source: str
+    data: Callable[[Path], None]
+    settings: tuple[tuple[int, int], ...]
+    columns: tuple[str, ...] = (*BARE, *OWN)
+    openvino: bool = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing new after this long")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds for the timing of one setting")
+    parser.add_argument("--again", action="store_true", help="time again what has been timed")
+    parser.add_argument("--no-timing", action="store_true", help="make and judge, and time nothing")
+    given = parser.parse_args()
+    end = time.monotonic() + given.seconds
+    for name in given.models:
+        for step in steps(name, given):
+            if time.monotonic() > end:
+                print("the time is up: run the same command to go on")
+                break
+            step()
+        show(name)
+
+
+def steps(name: str, given: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """What is left to do for a model, in order."""
+    subject, place = SUBJECTS[name], FOLDER / name
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "float" / "model.onnx").is_file():
+        yield lambda: convert(subject.source, place)
+    if not (place / "evaluation.npz").is_file():
+        yield lambda: subject.data(place)
+    for column in subject.columns:
+        if not known(name, "made", column):
+            yield lambda column=column: make(name, column, place)
+    for column in subject.columns:
+        if (made := known(name, "made", column)) and made["model"] and not known(name, "judged", column):
+            yield lambda column=column: judge(name, column, place)
+    for batch, threads in () if given.no_timing else subject.settings:
+        if given.again or not known(name, "timed", f"batch {batch}, {threads} threads"):
+            yield lambda batch=batch, threads=threads: timed(name, batch, threads, place, given.budget)
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.is_file() else []
+
+
+def known(model: str, kind: str, column: str) -> dict[str, Any] | None:
+    """The latest record of that kind; None where there is none."""
+    fitting = [row for row in records() if (row["model_name"], row["kind"], row["column"]) == (model, kind, column)]
+    return fitting[-1] if fitting else None
+
+
+def note(model: str, kind: str, column: str, **facts: Any) -> None:
+    with open(RECORDS, "a") as file:
+        file.write(json.dumps({"model_name": model, "kind": kind, "column": column, **facts}) + "\n")
+    print(f"{model}: {kind} {column} {facts.get('seconds', 0):.1f} s", flush=True)
+
+
+def convert(source: str, place: Path) -> None:
+    if source.endswith("_resnet18.py:build") and not (place / "weights.safetensors").is_file():
+        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "_resnet18.py")], check=True)
+    command("convert", source, place / "float", "--force")
+
+
+def command(*words: object) -> int:
+    return subprocess.run([sys.executable, "-m", "modelops.cli.main", *map(str, words)], check=False).returncode
+
+
+def make(name: str, column: str, place: Path) -> None:
+    """Make one column's model, in a process of its own; the record tells its file, or why there is none."""
+    target = place / column.replace(" ", "-") / "model.onnx"
+    target.parent.mkdir(exist_ok=True)
+    source, feeds = place / "float" / "model.onnx", place / "calibration.npz"
+    if column in OWN:
+        words = [sys.executable, __file__, "--make", name, column]
+    else:
+        environment, function = BARE[column]
+        python = PEERS / environment / "bin" / "python" if environment else Path(sys.executable)
+        if not python.exists():
+            note(name, "made", column, model="", reason="not installed")
+            return
+        script = Path(__file__).with_name("_bare_quantizers.py")
+        words = [str(python), str(script), function, str(source), str(target), str(feeds)]
+    started = time.monotonic()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    if done.returncode or not target.is_file():
+        reason = (done.stderr.strip().splitlines() or ["no file"])[-1][:300]
+        note(name, "made", column, model="", reason=reason, seconds=seconds)
+        return
+    size = sum(file.stat().st_size for file in target.parent.glob("model.onnx*"))
+    chosen = (target.parent / "chosen.json").read_text() if (target.parent / "chosen.json").is_file() else ""
+    note(name, "made", column, model=str(target), bytes=size, seconds=seconds, most_peak=peak, chosen=chosen)
+
+
+def make_own(name: str, column: str) -> None:
+    """Ours: the methods alone, without gates, so that random weights get a row too; auto with its whole search."""
+    from modelops.core.artifact import Artifact, Draft
+    from modelops.quantizers import REGISTRY
+    from modelops.stages._workbench import SampleBench
+    from modelops.stages.quantize import Quantize
+
+    place = FOLDER / name
+    source, folder = Artifact.open(place / "float"), place / column.replace(" ", "-")
+    data, scratch = place / "calibration.npz", folder / "scratch"
+    method = column.split()[1]
+    if method == "auto":
+        stage = Quantize(data=data, eval=place / "evaluation.npz", if_slower="publish", max_drop=0.02)
+        report = stage.run(source, Draft(folder))
+        told = {"candidates": report.details.get("candidates"), "chosen": report.details.get("candidate")}
+        (folder / "chosen.json").write_text(json.dumps(told))
+        return
+    scratch.mkdir(exist_ok=True)
+    options = {"ranges": "auto"} if method == "static" else {}
+    bench = SampleBench(source, scratch, data, None, CALIBRATION, 8)
+    REGISTRY.load(method).parse(options).quantize(source.model, folder / "model.onnx", bench)
+
+
+def judge(name: str, column: str, place: Path) -> None:
+    """How far the outputs moved on the evaluation rows, and how many labels are still met."""
+    made = known(name, "made", column)
+    assert made is not None
+    started = time.monotonic()
+    with np.load(place / "evaluation.npz") as stored:
+        arrays = {key: stored[key] for key in stored.files if key != "labels"}
+        labels = stored["labels"] if "labels" in stored.files else None
+    before = outputs(place / "float" / "model.onnx", arrays)
+    after = outputs(Path(made["model"]), arrays)
+    note(name, "judged", column, **figures(before, after, labels), seconds=time.monotonic() - started)
+
+
+def outputs(model: Path, arrays: dict[str, Any]) -> Any:
+    """The first output for every row, one row at a time as in use (dynamic ranges depend on the batch)."""
+    from modelops.graphs import runs
+
+    rows = []
+    with runs.session(model, threads=0) as session:
+        for row in range(len(next(iter(arrays.values())))):
+            feed = {key: array[row : row + 1] for key, array in arrays.items()}
+            if "attention_mask" in feed:  # without padding
+                length = int(feed["attention_mask"].sum())
+                feed = {key: array[:, :length] for key, array in feed.items()}
+            found = next(iter(runs.run(session, feed).values()))
+            rows.append(found.reshape(-1, found.shape[-1])[-1])
+    return np.stack(rows).astype(np.float64)
+
+
+def figures(before: Any, after: Any, labels: Any) -> dict[str, Any]:
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (before, after)]
+    cosines = (unit[0] * unit[1]).sum(axis=1)
+    nearest = []
+    for x in unit:
+        scores = x @ x.T
+        np.fill_diagonal(scores, -2)
+        nearest.append(scores.argmax(axis=1))
+    noise = np.linalg.norm(before - after)
+    found = {
+        "rows": len(before),
+        "sqnr": float(20 * np.log10(np.linalg.norm(before) / noise)) if noise else None,
+        "cosine_mean": float(cosines.mean()),
+        "cosine_min": float(cosines.min()),
+        "nearest": float((nearest[0] == nearest[1]).mean()),
+        "same_top1": float((before.argmax(1) == after.argmax(1)).mean()),
+    }
+    if labels is not None:
+        from modelops.measures.drops import paired_bounds
+
+        right, still = before.argmax(1) == labels, after.argmax(1) == labels
+        lost, gained = int((right & ~still).sum()), int((still & ~right).sum())
+        bound = paired_bounds(lost, gained, len(labels))[1]
+        found |= {"top1": float(still.mean()), "top1_float": float(right.mean()), "drop_bound": bound}
+    return found
+
+
+def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> None:
+    """All columns of a model in the same launches."""
+    from modelops.backends import REGISTRY
+    from modelops.stages._race import Contender, standings
+
+    subject = SUBJECTS[name]
+    cpu = REGISTRY.load("onnxruntime-cpu").parse({"threads": threads})
+    contenders = [Contender("float", cpu, place / "float" / "model.onnx")]
+    for column in subject.columns:
+        made = known(name, "made", column)
+        if made is not None and made["model"]:
+            contenders.append(Contender(column, cpu, Path(made["model"])))
+    openvino = REGISTRY.load("openvino-cpu").parse({"threads": threads})
+    if subject.openvino and not openvino.missing():
+        contenders.append(Contender("float on OpenVINO", openvino, place / "float" / "model.onnx"))
+        static = known(name, "made", "modelops static")
+        if static is not None and static["model"]:
+            contenders.append(Contender("modelops static on OpenVINO", openvino, Path(static["model"])))
+    with np.load(place / "evaluation.npz") as stored:
+        feed = {key: stored[key][:batch] for key in stored.files if key != "labels"}
+    if "attention_mask" in feed:  # no longer than the longest
+        longest = int(feed["attention_mask"].sum(axis=1).max())
+        feed = {key: np.ascontiguousarray(array[:, :longest]) for key, array in feed.items()}
+    started = time.monotonic()
+    found = standings(contenders, feed, budget_seconds=budget)
+    note(
+        name,
+        "timed",
+        f"batch {batch}, {threads} threads",
+        seconds=time.monotonic() - started,
+        launches=found.launches,
+        rows={
+            one.name: {"ms": one.latency_ms, "speedup": one.speedup, "interval": one.interval}
+            for one in found.standings
+        },
+    )
+
+
+def show(name: str) -> None:
+    """The table of one model, in Markdown."""
+    subject = SUBJECTS[name]
+    settings = [f"batch {batch}, {threads} threads" for batch, threads in subject.settings]
+    runs = [known(name, "timed", setting) for setting in settings]
+    columns = ["float", *subject.columns]
+    columns += [column for run in runs if run for column in run["rows"] if column not in columns]
+    print(f"\n{name}\n\n| | MiB | made in | accuracy | " + " | ".join(settings) + " |")
+    print("|---|---|---|---|" + "---|" * len(settings))
+    for column in columns:
+        made, judged = known(name, "made", column) or {}, known(name, "judged", column) or {}
+        if column in subject.columns and not made.get("model"):
+            print(f"| {column} | {made.get('reason', 'not made yet')} | | | " + " | " * len(settings))
+            continue
+        size = f"{made['bytes'] / 2**20:.1f}" if made else ""
+        seconds = f"{made['seconds']:.1f} s" if made else ""
+        speeds = [speed(run["rows"].get(column)) if run else "" for run in runs]
+        print(f"| {column} | {size} | {seconds} | {accuracy(judged)} | " + " | ".join(speeds) + " |")
+
+
+def accuracy(judged: dict[str, Any]) -> str:
+    if not judged:
+        return ""
+    text = f"cosine {judged['cosine_mean']:.4f}, nearest {judged['nearest']:.3f}"
+    if judged["sqnr"] is not None:
+        text += f", {judged['sqnr']:.1f} dB"
+    if "top1" in judged:
+        drop = 100 * (judged["top1_float"] - judged["top1"])
+        text += f", top1 {judged['top1']:.4f} ({drop:+.2f} lost, at most {100 * judged['drop_bound']:.2f})"
+    return f"{text} (n={judged['rows']})"
+
+
+def speed(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    interval = f" ({row['interval'][0]:.2f}…{row['interval'][1]:.2f})" if row["interval"] else ""
+    return f"{row['speedup']:.2f}x{interval}, {row['ms']:.2f} ms"
+
+
+def sentences(place: Path) -> None:
+    """Sentences of docstrings as tokens and masks: 1,000 to judge by, and others, of other modules, to calibrate."""
+    import re
+
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(ROOT / "examples" / "minilm" / "model" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(128)
+    pattern = re.compile(r"[A-Z][a-z]+ [^<>{}\[\]`*|\\=]{25,180}[a-z)]\.")
+    found: dict[str, list[str]] = {"calibration": [], "evaluation": []}
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(library.rglob("*.py")):
+        relative = file.relative_to(library)
+        if "site-packages" in relative.parts or "test" in file.as_posix():
+            continue
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts = [" ".join((ast.get_docstring(n) or "").split()) for n in ast.walk(tree) if isinstance(n, nodes)]
+        part = "calibration" if sum(relative.parts[0].encode()) % 5 == 0 else "evaluation"
+        found[part] += [sentence for text in texts for sentence in pattern.findall(text)]
+    for part, count in (("calibration", CALIBRATION), ("evaluation", 1000)):
+        others = set(found["calibration"]) if part == "evaluation" else set()
+        texts = [text for text in dict.fromkeys(found[part]) if text not in others]
+        picked = [texts[k] for k in np.linspace(0, len(texts) - 1, count).astype(int)]
+        encoded = [tokenizer.encode(text).ids for text in picked]
+        longest = max(map(len, encoded))
+        ids, mask = np.zeros((count, longest), np.int64), np.zeros((count, longest), np.int64)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        write(place / f"{part}.npz", input_ids=ids, attention_mask=mask, token_type_ids=np.zeros_like(ids))
+
+
+def digits(place: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from _resnet18 import data
+
+    (images, _), (held, labels) = data()
+    write(place / "calibration.npz", image=images[:CALIBRATION])
+    write(place / "evaluation.npz", image=held, labels=labels)
+
+
+def pictures(count: int) -> Callable[[Path], None]:
+    """Seeded images with the spectrum of photographs: every octave is as strong as the next."""
+
+    def made(place: Path) -> None:
+        for part, rows, seed in (("calibration", CALIBRATION, 1), ("evaluation", count, 2)):
+            rng = np.random.default_rng(seed)
+            found = np.zeros((rows, 3, 224, 224), np.float32)
+            for size in (1, 7, 14, 28, 56, 112, 224):
+                found += rng.normal(size=(rows, 3, size, size)).repeat(224 // size, 2).repeat(224 // size, 3) / 2.6
+            write(place / f"{part}.npz", pixel_values=found.astype(np.float32))
+
+    return made
+
+
+def tokens(place: Path) -> None:
+    for part, rows, seed in (("calibration", CALIBRATION, 1), ("evaluation", 32, 2)):
+        ids = np.random.default_rng(seed).integers(0, 50257, size=(rows, 128))
+        write(place / f"{part}.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+
+
+def write(path: Path, **arrays: Any) -> None:
+    """Write the arrays that the model takes; it may take fewer than there are."""
+    from modelops.core.artifact import Artifact
+
+    names = {spec.name for spec in Artifact.open(path.parent / "float").signature.inputs} | {"labels"}
+    np.savez(path, **{name: array for name, array in arrays.items() if name in names})
+
+
+FOUR = ((1, 1), (1, 2), (8, 1), (8, 2))
+NETWORKS = f"{ROOT / 'benchmarks' / '_networks.py'}:"
+SUBJECTS = {
+    "minilm": Subject(str(ROOT / "examples" / "minilm" / "model"), sentences, FOUR),
+    "resnet18": Subject(f"{ROOT / 'benchmarks' / '_resnet18.py'}:build", digits, ((1, 1), (1, 2)), openvino=True),
+    "resnet50": Subject(f"{NETWORKS}resnet50", pictures(64), ((1, 1), (1, 2)), (*BARE, "modelops static")),
+    "mobilenet": Subject(f"{NETWORKS}mobilenet_v2", pictures(64), ((1, 1), (1, 2)), (*BARE, "modelops static")),
+    "vit": Subject(f"{NETWORKS}vit", pictures(32), ((1, 1), (1, 2)), (*BARE, *OWN[:2])),
+    "gpt2": Subject(f"{NETWORKS}gpt2", tokens, ((1, 1), (1, 2)), ("onnxruntime dynamic", *OWN[:2])),
+}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--make"]:
+        make_own(*sys.argv[2:4])
+    else:
+        main()

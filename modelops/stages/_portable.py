@@ -1,0 +1,146 @@
+"""Whether an int8 model gives the same answers on CPUs without VNNI: proven from its weights, and tried out.
+
+The kernels of AVX2 and of AVX512 without VNNI add pairs of products of uint8 and int8 in 16 bits: 2 · 255 · 64 fits,
+and 2 · 255 · 127 does not. A model whose integer weights stay within ±64 can't overflow, whatever it is fed.
+
+``session.x64quantprecision`` switches onnxruntime from that kernel to one that never overflows: on a CPU without VNNI
+the two must agree, on one with VNNI it runs the kernel of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelops.core.artifact import Artifact
+from modelops.core.manifest import Step
+from modelops.core.report import Check
+from modelops.graphs.describe import signature
+from modelops.measures.differences import Difference
+from modelops.quantizers._int8 import REDUCED_LEVELS
+from modelops.stages._compare import running
+from modelops.stages._losses import Rows, exactly
+from modelops.stages._measuring import Given, Side, compare_models
+
+_ROWS = 1024
+# Where outputs are no decisions, both ways of computing must agree as well as two ways of adding floats.
+_LEAST_SQNR = 80.0
+
+
+@dataclass(frozen=True)
+class Portability:
+    """Whether a model is right on every CPU, and why (not)."""
+
+    portable: bool
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"portable": self.portable, "why": self.why}
+
+
+def portability(model: Path) -> Portability:
+    """What the weights of a file say."""
+    wide = 0
+    count = 0
+    for largest in _largest_weights(model):
+        count += 1
+        wide += largest > REDUCED_LEVELS
+    if not count:
+        return Portability(True, "no integer kernel of uint8 and int8 runs in it")
+    if wide:
+        return Portability(
+            False,
+            f"{wide} of {count} integer weights use all 8 bits, and overflow in the kernels of CPUs without VNNI",
+        )
+    return Portability(True, f"all {count} integer weights keep to 7 bits, which no kernel overflows with")
+
+
+def _largest_weights(model: Path) -> Iterator[int]:
+    """The largest absolute value of every int8 weight that is multiplied with uint8 activations."""
+    import numpy as np
+
+    from modelops.graphs import files
+
+    graph = files.load(model).graph
+    seen = set()
+    for node in graph:
+        for position in _WEIGHTS.get(node.op_type, ()):
+            value = node.inputs[position] if position < len(node.inputs) else None
+            if value is not None and (producer := value.producer()) is not None:
+                value = producer.inputs[0] if producer.op_type == "DequantizeLinear" else None
+            tensor = value.const_value if value is not None else None
+            if value is None or tensor is None or tensor.dtype.name != "INT8" or value.name in seen:
+                continue
+            seen.add(value.name)
+            yield int(np.abs(tensor.numpy().astype(np.int16)).max(initial=0))
+
+
+# Where operators read weights that an integer kernel multiplies.
+_WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    "Conv": (1,),
+    "ConvInteger": (1,),
+    "ConvTranspose": (1,),
+    "DynamicQuantizeLSTM": (1, 2),
+    "DynamicQuantizeMatMul": (1,),
+    "Gemm": (1,),
+    "MatMul": (1,),
+    "MatMulInteger": (1,),
+    "MatMulIntegerToFloat": (1,),
+    "QAttention": (1,),
+    "QGemm": (3,),
+    "QLinearConv": (3,),
+    "QLinearMatMul": (3,),
+}
+
+
+def check(source: Artifact, model: Path, rows: Rows) -> Check:
+    """Whether a model that is meant to be portable is: by its weights, and by its decisions computed both ways."""
+    found = portability(model)
+    if not found.portable:
+        return Check("portable", "fail", found.why)
+    with running(model) as plain, exactly(model) as exact:
+        sides = [Side(session, signature(model)) for session in (plain, exact)]
+        differences = compare_models(sides[0], sides[1], _most(rows.stream(source))).differences
+    for difference in differences.values():
+        if problem := _apart(difference):
+            return Check("portable", "fail", f"{difference.output}: {problem} on CPUs without VNNI", n=difference.rows)
+    counted = max((difference.rows for difference in differences.values()), default=0)
+    return Check("portable", "pass", f"{found.why}; {counted} rows decide alike with and without VNNI", n=counted)
+
+
+def _most(stream: Iterator[Given]) -> Iterator[Given]:
+    rows = 0
+    for given in stream:
+        if rows >= _ROWS:
+            return
+        rows += given.rows
+        yield given
+
+
+def _apart(difference: Difference) -> str:
+    """How outputs that were computed in the two ways differ; empty where they do not."""
+    if difference.problem:
+        return difference.problem
+    if difference.top1 is not None and difference.decisions:
+        changed = round((1 - difference.top1) * difference.decisions)
+        return f"{changed} of {difference.decisions} decisions change" if changed else ""
+    sqnr = difference.sqnr
+    return f"outputs differ ({sqnr:.0f} dB)" if sqnr is not None and sqnr < _LEAST_SQNR else ""
+
+
+def remark(history: tuple[Step, ...]) -> str:
+    """What a reader of the model's history should know; empty for a portable model."""
+    for step in reversed(history):
+        if step.stage != "quantize":
+            continue
+        return told(step.report.details.get("portable"))
+    return ""
+
+
+def told(found: Any) -> str:
+    """The same for what a report holds."""
+    if isinstance(found, Mapping) and found.get("portable") is False:
+        return f"warning: not portable: {found.get('why')}"
+    return ""

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from modelops.core import cache
+from modelops.core.artifact import Artifact, Draft
+from modelops.core.report import Check, Metric
+from modelops.errors import UsageError
+from modelops.graphs.wrap import wrap
+from modelops.quantizers.auto import Auto, Facts
+from modelops.quantizers.dynamic import Dynamic
+from modelops.stages import _reasons, _search, quantize
+from modelops.stages._attempts import Attempt
+from modelops.stages._search import Search, Tried
+from modelops.stages.quantize import Pace, Quantize
+
+
+def attempt(name: str, *, sqnr: float = 30.0, verdict: str = "pass", size: int = 10) -> Attempt:
+    checks = [Check("y.sqnr", verdict, "told")]  # type: ignore[arg-type]
+    return Attempt(name, {"name": "dynamic"}, bytes=size, checks=checks, metrics=[Metric("sqnr", sqnr, "dB")])
+
+
+def chosen(*rows: Tried) -> Any:
+    search = object.__new__(Search)
+    search.tried, search.untried, search.remembered = list(rows), [], 0
+    best = search._best()
+    search._tell(best)
+    return best, search
+
+
+def tried(name: str, speedup: float | None, **facts: Any) -> Tried:
+    return Tried(attempt(name, **facts), [] if speedup is None else list(np.log([speedup, speedup])))
+
+
+def test_the_fastest_that_is_accurate_enough_is_best() -> None:
+    best, search = chosen(tried("slow", 1.2), tried("wrong", None, verdict="fail"), tried("fast", 2.0, sqnr=20.0))
+    assert best.attempt.name == "fast"
+    outcomes = {row["name"]: row["outcome"] for row in search.table()}
+    assert outcomes == {"slow": "slower", "wrong": "not accurate enough", "fast": "best"}
+    assert {row["name"]: row["pareto"] for row in search.table()} == {"slow": True, "wrong": False, "fast": True}
+
+
+def test_among_equally_fast_ones_the_more_accurate_is_best() -> None:
+    best, _ = chosen(tried("a", 2.00, sqnr=20.0), tried("b", 1.99, sqnr=30.0), tried("c", 1.5, sqnr=90.0))
+    assert best.attempt.name == "b"
+
+
+def test_what_could_not_be_decided_comes_after_what_surely_is_right() -> None:
+    best, _ = chosen(tried("sure", 1.1), tried("unsure", 3.0, verdict="inconclusive"))
+    assert best.attempt.name == "sure"
+
+
+def test_the_most_accurate_of_those_that_fail_is_shown() -> None:
+    best, search = chosen(tried("a", None, verdict="fail", sqnr=5.0), tried("b", None, verdict="fail", sqnr=8.0))
+    assert best.attempt.name == "b" and best.reason == "told"
+    assert any(note.startswith("b: ") for note in search.notes())
+
+
+def facts(**given: Any) -> Facts:
+    plain = {"convolutions": 0, "products": 0, "recurrent": 0, "attention": False, "weight_bytes": 0, "has_data": True}
+    return Facts(**{**plain, **given})
+
+
+def test_candidates_follow_the_graph() -> None:
+    def names(**given: Any) -> list[str]:
+        return [candidate.name for candidate in Auto().plan(facts(**given))]
+
+    assert names(convolutions=20, products=1)[0] == "static, best ranges"
+    assert not any("dynamic" in name for name in names(convolutions=20, products=1))
+    assert names(products=36, attention=True)[:2] == ["dynamic", "float, fused"]
+    assert not any("static" in name for name in names(products=2, has_data=False))
+    with pytest.raises(UsageError, match="needs --data"):
+        names(convolutions=20, has_data=False)
+
+
+@pytest.fixture
+def net(tmp_path: Path, write_perceptron: Callable[..., Path]) -> Artifact:
+    return wrap(write_perceptron(tmp_path / "model.onnx"), tmp_path / "artifact")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    x = np.random.default_rng(3).normal(size=(400, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+    return tmp_path / "data.npz"
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELOPS_CACHE", str(tmp_path / "cache"))
+
+
+def looked(monkeypatch: pytest.MonkeyPatch, speedups: dict[str, float]) -> list[str]:
+    """Replace timing: candidates run at these speeds, and the names of those that were looked at are listed."""
+    seen: list[str] = []
+
+    def look(self: Search, attempt: Attempt) -> dict[str, Any]:
+        seen.append(attempt.name)
+        ratio = float(np.log(speedups[attempt.name]))
+        return {"ratios": [ratio, ratio, ratio], "untimed": "", "latency_ms": 1.0, "float_ms": 1.0}
+
+    def timed(stage: Any, source: Any, target: Any, feed: Any) -> Pace:
+        best = max(speedups.values())
+        return Pace("pass" if best > 1 else "fail", f"runs at {best}x", (Metric("speedup", best, "x"),))
+
+    monkeypatch.setattr(Search, "_look", look)
+    monkeypatch.setattr(quantize, "timed", timed)
+    return seen
+
+
+def ran(stage: Quantize, source: Artifact, tmp_path: Path) -> Any:
+    draft = tmp_path / f"draft-{time.monotonic_ns()}"
+    draft.mkdir()
+    return stage.run(source, Draft(draft)), draft / "model.onnx"
+
+
+def test_auto_publishes_what_is_best_and_lists_the_rest(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked(monkeypatch, {"dynamic": 1.3, "static, best ranges": 1.9})
+    report, model = ran(Quantize(data=data), net, tmp_path)
+    assert report.exit_code == 0 and report.details["method"] == "static"
+    assert [row["name"] for row in report.details["candidates"]] == ["dynamic", "static, best ranges"]
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(model).graph.node)
+    json.dumps(report.to_dict())
+
+
+def test_auto_says_dont_where_nothing_is_faster(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked(monkeypatch, {"dynamic": 0.3, "static, best ranges": 0.9})
+    monkeypatch.setattr(_reasons, "reasons", lambda *_: ["12 of 36 products are too small"])
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.exit_code == 1 and report.details["decision"] == "refused"
+    assert report.details["candidate"] == "static, best ranges"
+    assert "12 of 36 products are too small" in report.notes
+    report, model = ran(Quantize(data=data, if_slower="publish"), net, tmp_path)
+    assert report.exit_code == 0 and any(node.op_type == "QuantizeLinear" for node in onnx.load(model).graph.node)
+
+
+def test_a_second_search_measures_nothing_again(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looked(monkeypatch, {"dynamic": 1.3, "static, best ranges": 1.9})
+    first, model = ran(Quantize(data=data), net, tmp_path)
+    wanted = model.read_bytes()
+    assert seen == ["dynamic", "static, best ranges"]
+    second, model = ran(Quantize(data=data), net, tmp_path)
+    assert len(seen) == 2 and model.read_bytes() == wanted
+    assert any("2 of 2 candidates were remembered" in note for note in second.notes)
+    assert second.details["candidates"] == first.details["candidates"]
+    ran(Quantize(data=data, max_drop=0.5, batch=4), net, tmp_path)
+    assert len(seen) == 4  # other options are another search
+
+
+def test_when_the_budget_is_spent_the_best_so_far_is_taken(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked(monkeypatch, {"dynamic": 1.3, "static, best ranges": 1.9})
+    clock = iter(range(0, 100_000, 100))
+    monkeypatch.setattr(_search.time, "monotonic", lambda: next(clock))
+    report, _ = ran(Quantize(method=Auto(budget=60.0), data=data), net, tmp_path)
+    assert report.details["method"] == "dynamic"
+    assert report.details["candidates"][1]["outcome"] == "not tried"
+    assert "budget" in report.details["candidates"][1]["reason"]
+
+
+def test_a_candidate_that_crashes_its_tool_is_one_row(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelops.errors import StageFailed
+
+    def broken(*_: Any) -> Any:
+        raise StageFailed("the tool broke")
+
+    looked(monkeypatch, {"static, best ranges": 1.9})
+    monkeypatch.setattr(Dynamic, "quantize", broken)
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.exit_code == 0
+    row = report.details["candidates"][0]
+    assert row["outcome"] == "not possible" and row["reason"] == "the tool broke"
+
+
+_SEARCH = """
+import sys
+from pathlib import Path
+from modelops.core.artifact import Artifact, Draft
+from modelops.stages._search import Search
+from modelops.stages.quantize import Quantize
+log = open(sys.argv[3], "a")
+def wrapped(name):
+    original = getattr(Search, name)
+    def call(self, *args):
+        log.write(f"{name} {args[0].name} begins\\n"); log.flush()
+        result = original(self, *args)
+        log.write(f"{name} {args[0].name} ends\\n"); log.flush()
+        return result
+    setattr(Search, name, call)
+wrapped("_attempt"); wrapped("_look")
+place = Path(sys.argv[4]); place.mkdir()
+stage = Quantize(data=Path(sys.argv[2]), if_slower="publish", speed_budget=1.0)
+report = stage.run(Artifact.open(Path(sys.argv[1])), Draft(place))
+print(report.details["candidate"])
+"""
+
+
+def test_a_search_that_was_killed_goes_on_where_it_was(net: Artifact, data: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def start(number: int) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", _SEARCH.replace("\\\\", "\\"), net.path, data, log, tmp_path / f"draft-{number}"]
+        return subprocess.Popen(
+            [str(word) for word in words], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    first = start(0)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and "_look dynamic ends" not in (log.read_text() if log.exists() else ""):
+        time.sleep(0.02)
+    time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = log.read_text().splitlines()
+    second = start(1)
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 0 and out.strip()
+    after = log.read_text().splitlines()[len(before) :]
+    assert "_look dynamic begins" not in after
+    assert "_look static, best ranges begins" in after
+    finished = {line for line in before if line.endswith("ends")}
+    again = {line for line in after if line.replace("begins", "ends") in finished and line.startswith("_look")}
+    assert not again
+
+
+def node(op: str, microseconds: float, macs: int | None = 0, name: str = "n") -> dict[str, Any]:
+    return {"op": op, "name": name, "provider": "CPU", "microseconds": microseconds, "macs": macs}
+
+
+def test_reasons_come_from_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelops.quantizers import _kernels
+
+    gops = {"uint8 int8": 2.0, "int8 int8": 1.0, "uint8 uint8": 1.0}
+    monkeypatch.setattr(_kernels, "probed", lambda: _kernels.Kernels(gops, True, 1_000_000, None))
+    nodes = [
+        node("MatMul", 10, 2_000_000, "big"),
+        node("MatMul", 5, 1000, "small"),
+        node("MatMul", 5, 1000, "scores"),
+        node("Softmax", 30),
+    ]
+    found = _reasons.of_float(nodes, frozenset({"big", "small"}))
+    assert found[0].startswith(
+        "this model spends 70% of its time outside operators that int8 makes faster (Softmax 60%"
+    )
+    assert found[1].startswith("1 of 2 products are below the size where int8 pays on this CPU (about 1,000,000")
+    assert _reasons.of_float([node("Conv", 10, 5)], frozenset())[0].startswith("int8 convolutions of the sizes")
+    converting = [node("QLinearConv", 5), node("QuantizeLinear", 3), node("DequantizeLinear", 2)]
+    assert _reasons.of_quantized(converting) == [
+        "2 conversions between integers and floats take 50% of the int8 model's time"
+    ]
+
+
+def test_a_cache_that_is_gone_only_costs_time(net: Artifact, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    seen = looked(monkeypatch, {"dynamic": 1.3, "static, best ranges": 1.9})
+    ran(Quantize(data=data), net, tmp_path)
+    monkeypatch.setattr(cache, "get", lambda *_: None)
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.exit_code == 0 and len(seen) == 4
