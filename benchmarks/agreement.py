@@ -1,23 +1,33 @@
-"""Does bench tell the truth: its latencies beside a plain loop's, and beside onnxruntime's own profiler.
+"""Does bench tell the truth: its latencies beside a plain loop's and beside onnxruntime's own profiler, by turns.
 
-    python benchmarks/agreement.py [--rounds 8] [MODEL.onnx …]
+    python benchmarks/agreement.py [--rounds 8] [--seconds 600] [MODEL.onnx …]
 
-Every round is three fresh processes, one after another in random order: a launch of bench, a loop of ten lines that
-calls onnxruntime and nothing else, and the same loop with onnxruntime's profiler on, which times whole runs itself.
-What is compared is the median of single runs; the ratio's interval is taken over rounds. Without a model, a small one
-and a larger one are made.
+Every round is three fresh processes: a launch of bench; a loop that calls onnxruntime and nothing else; and the same
+loop with onnxruntime's profiler on, which times whole runs itself. After each of bench's blocks both loops run a block
+of as many inferences, while all others stand still, so that whatever else the machine does meets all of them alike.
+What is compared is the median inference of a block with that of the block next to it: a round gives the median of
+these ratios, and the interval is taken over rounds. Profiling a node costs time of its own (on small models much), so
+the profiler is also held against the clock of the very loop that it runs in.
+
+The last line is what bench itself adds to a model of 20 microseconds: the null backend, which is busy for that long
+by the clock and does nothing else.
+
+Without a model, a small one and a larger one are made. Each round is added to benchmarks/results/agreement.jsonl at
+once, so that the script can be interrupted and run again; --again forgets what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +39,13 @@ from modelops.graphs.seeded import index_bounds, random_feed
 from modelops.measures.distributions import t_quantile
 from modelops.stages import _speed
 from modelops.stages._launch import write_arrays
-from modelops.stages._launches import measuring
+from modelops.stages._launches import Plan, measuring
 from modelops.stages._race import Contender
 
-RESULTS = Path(__file__).with_name("results") / "agreement.json"
+RESULTS = Path(__file__).with_name("results") / "agreement.jsonl"
+OVERHEAD = "null, 20 us"
 LOOP = """
-import json, statistics, sys, time
+import json, sys, time
 import numpy as np, onnxruntime as ort
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
@@ -42,17 +53,23 @@ options.enable_profiling = sys.argv[3] == "profiled"
 options.profile_file_prefix = sys.argv[4]
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 feed = {name[1:]: array for name, array in np.load(sys.argv[2]).items()}
-spans, end = [], time.perf_counter() + 1.0
-while time.perf_counter() < end:
-    started = time.perf_counter()
-    session.run(None, feed)
-    spans.append(time.perf_counter() - started)
-found = spans[len(spans) // 3:]
+session.run(None, feed)
+print("ready", flush=True)
+for line in sys.stdin:
+    n = int(line)
+    if not n:
+        break
+    for _ in range(n // 8):  # another process was just here: fill the caches again
+        session.run(None, feed)
+    spans = []
+    for _ in range(n):
+        started = time.perf_counter()
+        session.run(None, feed)
+        spans.append(time.perf_counter() - started)
+    print(json.dumps(spans), flush=True)
 if options.enable_profiling:
     events = json.load(open(session.end_profiling()))
-    found = [event["dur"] * 1e-6 for event in events if event.get("name") == "model_run"]
-    found = found[len(found) // 3:]
-print(1e3 * statistics.median(found))
+    print(json.dumps([event["dur"] * 1e-6 for event in events if event.get("name") == "model_run"]), flush=True)
 """
 
 
@@ -72,60 +89,158 @@ def write_model(path: Path, width: int) -> None:
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
 
 
-def bench_ms(model: Path, feed: dict[str, Any], seed: int) -> float:
+class Loop:
+    """The plain loop in a process of its own; it stands still until it is asked for a block."""
+
+    def __init__(self, model: Path, feed: Path, kind: str, folder: Path) -> None:
+        command = [sys.executable, "-c", LOOP, str(model), str(feed), kind, str(folder / "profile")]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin and self._process.stdout
+        self._told, self._answers = self._process.stdin, self._process.stdout
+        self._answers.readline()
+        self.spans: list[list[float]] = []
+
+    def block(self, n: int) -> None:
+        print(n, file=self._told, flush=True)
+        self.spans.append(json.loads(self._answers.readline()))
+
+    def profiled(self) -> list[list[float]]:
+        """What onnxruntime's profiler says of the runs of every block, without those that only filled the caches."""
+        print(0, file=self._told, flush=True)
+        events = json.loads(self._answers.readline())[1:]
+        found = []
+        for spans in self.spans:
+            events = events[len(spans) // 8 :]
+            found.append(events[: len(spans)])
+            events = events[len(spans) :]
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def loops(model: Path, feed: Path, folder: Path) -> Iterator[tuple[Loop, Loop]]:
+    plain, profiled = Loop(model, feed, "plain", folder), Loop(model, feed, "profiled", folder)
+    try:
+        yield plain, profiled
+    finally:
+        plain.close()
+        profiled.close()
+
+
+def medians(blocks: list[list[float]]) -> list[float]:
+    return [1e3 * statistics.median(block) for block in blocks]
+
+
+def between(a: list[float], b: list[float]) -> float:
+    """The median over neighbouring blocks of log(a / b)."""
+    return statistics.median(math.log(x / y) for x, y in zip(a, b, strict=True))
+
+
+def once(model: Path, feed: dict[str, Any], path: Path, seed: int, folder: Path) -> dict[str, Any]:
+    """One round, as a line of the results."""
     backend = REGISTRY.load("onnxruntime-cpu").parse({"threads": 1})
-    with measuring([Contender("model", backend, model)], feed, seed=seed) as measurement:
-        measurement.launch(2.0)
-    return _speed.latency(measurement.records, "model").values["p50"]
+    with (
+        loops(model, path, folder) as (plain, profiled),
+        measuring([Contender("model", backend, model)], feed, seed=seed) as measurement,
+    ):
+
+        def turns() -> None:
+            plain.block(measurement.n["model"])
+            profiled.block(measurement.n["model"])
+
+        measurement.on_block = turns
+        measurement.launch(4.0)
+        events = medians(profiled.profiled())
+    bench = medians(
+        [[ns * 1e-9 for ns in block["latencies_ns"]] for block in _speed.blocks(measurement.records, "model")]
+    )
+    loop, own = medians(plain.spans), medians(profiled.spans)
+    return {
+        "model": model.name,
+        "blocks": len(bench),
+        "bench_ms": statistics.median(bench),
+        "loop_ms": statistics.median(loop),
+        "profiler_ms": statistics.median(events),
+        "bench / loop": between(bench, loop),
+        "bench / profiler": between(bench, events),
+        "profiler / its loop": between(events, own),
+    }
 
 
-def loop_ms(model: Path, feed: Path, kind: str, folder: Path) -> float:
-    command = [sys.executable, "-c", LOOP, str(model), str(feed), kind, str(folder / "profile")]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def overhead(seed: int, folder: Path) -> dict[str, Any]:
+    """The time of a block over what the null backend was busy for by the clock."""
+    path = folder / "null.onnx"
+    write_model(path, 8)
+    contender = Contender("null", REGISTRY.load("null").parse({"microseconds": 20.0}), path)
+    with measuring(
+        [contender], {"x": np.ones((1, 8), np.float32)}, seed=seed, plan=Plan(rounds=60, most_rounds=60)
+    ) as measurement:
+        measurement.launch(4.0)
+    found = [block["wall_ns"] / block["n"] / 20_000 for block in _speed.blocks(measurement.records, "null")]
+    return {"model": OVERHEAD, "blocks": len(found), "block / model": math.log(statistics.median(found))}
 
 
-def compare(model: Path, rounds: int, folder: Path) -> dict[str, Any]:
-    """One row: medians of all three, and bench's ratio to each of the others with its 95 % interval."""
-    feed = random_feed(signature(model), 8, 0, bounds=index_bounds(model))
-    path = folder / "feed.npz"
-    write_arrays(path, feed)
-    rng = random.Random(0)
-    found: dict[str, list[float]] = {"bench": [], "loop": [], "profiled": []}
-    for number in range(rounds):
-        for kind in rng.sample(list(found), 3):
-            found[kind].append(bench_ms(model, feed, number) if kind == "bench" else loop_ms(model, path, kind, folder))
-    row: dict[str, Any] = {"model": model.name, "rounds": rounds}
-    row |= {f"{kind}_ms": statistics.median(values) for kind, values in found.items()}
-    for kind in ("loop", "profiled"):
-        ratios = [math.log(a / b) for a, b in zip(found["bench"], found[kind], strict=True)]
-        half = t_quantile(0.975, rounds - 1) * statistics.stdev(ratios) / math.sqrt(rounds)
-        mean = statistics.fmean(ratios)
-        row[f"to_{kind}"] = [math.exp(x) for x in (mean - half, mean, mean + half)]
-    return row
+def summary(lines: list[dict[str, Any]], key: str) -> tuple[float, float, float] | None:
+    """The mean ratio over rounds with its 95 % interval; None for fewer than three rounds."""
+    values = [line[key] for line in lines]
+    if len(values) < 3:
+        return None
+    half = t_quantile(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return math.exp(mean - half), math.exp(mean), math.exp(mean + half)
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    for model in dict.fromkeys(line["model"] for line in lines):
+        mine = [line for line in lines if line["model"] == model]
+        times = [
+            f"{key[:-3]} {statistics.median(line[key] for line in mine):.4f} ms" for key in mine[0] if "_ms" in key
+        ]
+        print(f"{model}: {len(mine)} rounds of {mine[0]['blocks']} blocks" + "".join(f", {text}" for text in times))
+        for key in (key for key in mine[0] if "/" in key):
+            found = summary(mine, key)
+            print(
+                f"  {key:<20} " + (f"{found[1]:.4f} ({found[0]:.4f} to {found[2]:.4f})" if found else "too few rounds")
+            )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no round after this time")
+    parser.add_argument("--again", action="store_true", help="forget the rounds that are there")
+    parser.add_argument("--show", action="store_true", help="only print what is there")
     options = parser.parse_args()
-    rows = []
+    RESULTS.parent.mkdir(exist_ok=True)
+    if options.again:
+        RESULTS.unlink(missing_ok=True)
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models = options.models
-        if not models:
-            models = [folder / "small.onnx", folder / "larger.onnx"]
-            for path, width in zip(models, (128, 1024), strict=True):
-                write_model(path, width)
-        for model in models:
-            rows.append(compare(model, max(3, options.rounds), folder))
-    print(f"{'model':<14} {'bench ms':>9} {'loop ms':>9} {'profiler ms':>11}  bench / loop           bench / profiler")
-    for row in rows:
-        shown = [f"{row[key][1]:.3f} ({row[key][0]:.3f} to {row[key][2]:.3f})" for key in ("to_loop", "to_profiled")]
-        print(f"{row['model']:<14} {row['bench_ms']:>9.4f} {row['loop_ms']:>9.4f} {row['profiled_ms']:>11.4f}  "
-              f"{shown[0]:<22} {shown[1]}")  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        models = options.models or [folder / "small.onnx", folder / "larger.onnx"]
+        jobs: dict[str, Callable[[int], dict[str, Any]]] = {}
+        for model, width in zip(models, (128, 1024) if not options.models else (0,) * len(models), strict=True):
+            if width:
+                write_model(model, width)
+            feed = random_feed(signature(model), 8 if width else 1, 0, bounds=index_bounds(model))
+            path = folder / f"{model.stem}.npz"
+            write_arrays(path, feed)
+            jobs[model.name] = lambda seed, model=model, feed=feed, path=path: once(model, feed, path, seed, folder)
+        jobs[OVERHEAD] = lambda seed: overhead(seed, folder)
+        for number in range(0 if options.show else options.rounds):
+            for model, job in jobs.items():
+                done = sum(line["model"] == model for line in lines)
+                if time.monotonic() - started > options.seconds or done > number:
+                    continue
+                lines.append(job(number))
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+    show(lines)
     return 0
 
 

@@ -97,6 +97,9 @@ class Backend(Component):
     library: ClassVar[str] = ""
     """The package that does the work, by its import name; importing it is no part of loading a model."""
 
+    profiles: ClassVar[bool] = False
+    """Whether the runtime tells how long each node takes."""
+
     def loses(self) -> TransitionName:
         """What the backend itself may do to outputs, as a row of the table of gates."""
         return "structural"

@@ -15,7 +15,10 @@ from typing import Any
 
 from modelops.errors import EnvironmentMissing, StageFailed
 
-_FACTS = "name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
+_FACTS = "name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu,power.draw"
+# What newer drivers and older ones call why clocks are held down.
+_REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+HELD_DOWN = "clocks_held_down"
 
 
 class Cuda:
@@ -69,7 +72,10 @@ class Cuda:
 
     def described(self) -> dict[str, str]:
         """Name, driver, memory, clocks, temperature and why clocks are held down, as nvidia-smi gives them."""
-        return smi(self.device)
+        # nvidia-smi counts all devices, CUDA those that CUDA_VISIBLE_DEVICES leaves: the bus is the same for both.
+        bus = ctypes.create_string_buffer(32)
+        self._ask("cudaDeviceGetPCIBusId", bus, 32, self.device)
+        return smi(bus.value.decode() or str(self.device))
 
     def _event(self) -> ctypes.c_void_p:
         event = ctypes.c_void_p()
@@ -85,18 +91,19 @@ class Cuda:
             raise StageFailed(f"{function} failed: {text}", hint="look at nvidia-smi")
 
 
-def smi(device: int) -> dict[str, str]:
-    """What nvidia-smi says of a device; empty where it is not here."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            ["nvidia-smi", f"--id={device}", f"--query-gpu={_FACTS}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        values = [value.strip() for value in answer.stdout.strip().splitlines()[0].split(",")]
-        return dict(zip(_FACTS.split(","), values, strict=False))
+def smi(device: str) -> dict[str, str]:
+    """What nvidia-smi says of a device, by its bus, UUID or number; empty where it is not here."""
+    for reasons in _REASONS:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            answer = subprocess.run(
+                ["nvidia-smi", f"--id={device}", f"--query-gpu={_FACTS},{reasons}", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+            values = [value.strip() for value in answer.stdout.strip().splitlines()[0].split(",")]
+            return dict(zip([*_FACTS.split(","), HELD_DOWN], values, strict=False))
     return {}
 
 

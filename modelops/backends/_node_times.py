@@ -58,11 +58,19 @@ def macs(op: str, inputs: Sequence[tuple[str, list[int]]], outputs: Sequence[tup
     if op in _PRODUCTS or op in _INTEGER_PRODUCTS:
         if not inputs or not outputs or not inputs[0][1]:
             return None
-        return math.prod(outputs[0][1]) * inputs[0][1][-1]
+        rows = outputs[0][1][0] if "Gemm" in op else math.prod(inputs[0][1][:-1])  # Gemm may take its input transposed
+        return math.prod(outputs[0][1]) * (math.prod(inputs[0][1]) // rows if rows else 0)
     if op in _CONVOLUTIONS:
         weight = next((shape for _, shape in inputs[1:] if len(shape) > 2), None)
         return None if weight is None or not outputs else math.prod(outputs[0][1]) * math.prod(weight[1:])
-    if "Attention" in op or op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"):
+    if op in ("ConvTranspose", "LSTM", "GRU", "RNN"):
+        shapes = [shape for _, shape in inputs[:3]]
+        if len(shapes) < 2 or not all(shapes[: 2 if op == "ConvTranspose" else 3]):
+            return None
+        if op == "ConvTranspose":
+            return math.prod(shapes[0]) * math.prod(shapes[1][1:])
+        return math.prod(shapes[0][:2]) * (math.prod(shapes[1]) + math.prod(shapes[2]))  # every step, both directions
+    if "Attention" in op or op == "Einsum":
         return None
     return 0
 

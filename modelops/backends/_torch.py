@@ -31,6 +31,7 @@ class TorchSession(OpenSession):
         inputs = tuple(TensorSpec(name, "unknown", ()) for name in model.input_names)
         super().__init__(Signature(inputs, tuple(TensorSpec(name, "unknown", ()) for name in model.output_names)))
         self._device = device
+        self.compiled = compiled
         self._wait = wait
         with tool("torch"):
             model.module.to(device)

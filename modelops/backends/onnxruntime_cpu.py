@@ -26,6 +26,7 @@ class OnnxruntimeCpu(Backend):
 
     tools = ("onnxruntime",)
     library = "onnxruntime"
+    profiles = True
 
     threads: int = option(
         default=0, help="Threads inside one inference; 0 is what the process may use.", min=0, max=1024

@@ -29,6 +29,7 @@ class OnnxruntimeCuda(Backend):
 
     tools = ("onnxruntime-gpu",)
     library = "onnxruntime"
+    profiles = True
 
     device: int = option(default=0, help="Number of the GPU.", min=0)
     optimization: Literal["none", "basic", "extended", "all"] = option(

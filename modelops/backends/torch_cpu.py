@@ -43,4 +43,4 @@ class _Session(TorchSession):
     def facts(self) -> dict[str, Any]:
         import torch
 
-        return {"threads": torch.get_num_threads(), "device": "cpu"}
+        return {"threads": torch.get_num_threads(), "compiled": self.compiled}

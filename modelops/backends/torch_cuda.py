@@ -82,9 +82,13 @@ class _Session(TorchSession):
         import torch
 
         device = torch.cuda.current_device()
-        return {"threads": 1, "device": {"name": torch.cuda.get_device_name(device), **smi(device)}}
+        properties = torch.cuda.get_device_properties(device)
+        # nvidia-smi counts all devices, torch those that CUDA_VISIBLE_DEVICES leaves: the UUID is the same for both.
+        uuid = getattr(properties, "uuid", None)
+        shown = smi(f"GPU-{uuid}" if uuid else str(device))
+        return {"threads": 1, "compiled": self.compiled, "device": {"name": properties.name, **shown}}
 
     def device_memory_bytes(self) -> int | None:
         import torch
 
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_reserved())

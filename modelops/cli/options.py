@@ -12,7 +12,6 @@ import typer
 
 from modelops.cli.shell import Shell
 from modelops.core.component import Component, Option, option, options_of
-from modelops.core.registry import Registry
 from modelops.errors import UsageError
 from modelops.stages import Stage
 
@@ -44,19 +43,20 @@ def flags_of(cls: type[Stage]) -> list[Flag]:
     for item in own:
         if item.registry is None:
             continue
-        # A second choice of the same kind (--against-backend) prefixes its components' flags (--against-threads).
+        # A second choice of the same kind (--against-backend) prefixes its components' flags (--against-threads), but
+        # for those that the first one has not (--compile).
         prefix = item.name.removesuffix(item.registry.noun) if id(item.registry) in seen else ""
         seen.add(id(item.registry))
-        flags += _component_flags(item, item.registry, prefix, taken)
+        flags += _component_flags(item, prefix, taken)
     return flags
 
 
-def _component_flags(item: Option, registry: Registry[Any], prefix: str, taken: set[str]) -> list[Flag]:
+def _component_flags(item: Option, prefix: str, taken: set[str]) -> list[Flag]:
     """The flags of all components of a kind; the same option of several components is one flag."""
     found: dict[str, Flag] = {}
-    for name, cls in registry.loadable():
+    for name, cls in item.offered():
         for inner in options_of(cls):
-            flag = prefix + inner.name
+            flag = inner.name if inner.name not in taken else prefix + inner.name
             same = found.get(flag)
             if same is not None and (same.option.type, same.option.many) == (inner.type, inner.many):
                 owners = (*same.owners, name)
@@ -65,7 +65,7 @@ def _component_flags(item: Option, registry: Registry[Any], prefix: str, taken: 
             if same is not None or flag in taken:
                 flag = f"{prefix}{name.replace('-', '_')}_{inner.name}"
             found[flag] = Flag(flag, inner, item.name, (name,), cls.for_tests)
-    taken |= found.keys()
+    taken.update(found)
     return list(found.values())
 
 
@@ -157,7 +157,7 @@ def _help(item: Option) -> str:
     bounds = ", ".join(limit for limit in limits if limit)
     text = f"{item.help} ({bounds})" if bounds else item.help
     if item.registry is not None:
-        names = [name for name, cls in item.registry.loadable() if not cls.for_tests]
+        names = [name for name, cls in item.offered() if not cls.for_tests]
         text = f"{text} One of: {', '.join(names)}."
     text = f"{text} [required]" if item.required else text
     return text.replace("[", "\\[")  # Typer reads "[batch,3,8]" as markup, and drops it

@@ -14,10 +14,21 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, dataclass_transform, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeAlias,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 from typing import get_type_hints as hints
 
 from modelops.errors import UsageError, unknown_name
@@ -25,6 +36,7 @@ from modelops.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from modelops.core.registry import Registry
 
+AnyComponent: TypeAlias = "type[Component]"
 Unit = Literal["", "fraction", "seconds", "bytes", "ratio"]
 _SCALES: dict[str, dict[str, float]] = {
     "fraction": {"": 1.0, "%": 0.01},
@@ -49,6 +61,15 @@ class Option:
     max: float | None = None
     unit: Unit = ""
     registry: Registry[Any] | None = None
+    also: tuple[AnyComponent, ...] = ()
+    fits: Callable[[AnyComponent], bool] | None = None
+
+    def offered(self) -> list[tuple[str, AnyComponent]]:
+        """The components that this choice is between, by name; empty where the option is no choice."""
+        if self.registry is None:
+            return []
+        found = [(name, cls) for name, cls in self.registry.loadable() if self.fits is None or self.fits(cls)]
+        return [*found, *((cls.name, cls) for cls in self.also)]
 
     @property
     def flag(self) -> str:
@@ -74,9 +95,20 @@ def option(
     return field(default=default, metadata={"help": help, "min": min, "max": max, "unit": unit})
 
 
-def choice(registry: Registry[Any], default: str | None = None, *, help: str) -> Any:  # noqa: A002
-    """One option that picks a component of a kind by name; None lets the stage choose."""
-    return field(default=default, metadata={"help": help, "registry": registry})
+def choice(
+    registry: Registry[Any],
+    default: str | None = None,
+    *,
+    help: str,  # noqa: A002
+    also: tuple[AnyComponent, ...] = (),
+    fits: Callable[[AnyComponent], bool] | None = None,
+) -> Any:
+    """One option that picks a component of a kind by name; None lets the stage choose.
+
+    ``also`` are components that this option alone offers. ``fits`` says which of the kind make sense here: help pages
+    leave out the others, and the stage refuses them in its own words.
+    """
+    return field(default=default, metadata={"help": help, "registry": registry, "also": also, "fits": fits})
 
 
 @dataclass_transform(field_specifiers=(option, choice), frozen_default=True, kw_only_default=True)
@@ -156,6 +188,8 @@ def _declared(cls: type[Component]) -> tuple[Option, ...]:
                 max=info.get("max"),
                 unit=info.get("unit", ""),
                 registry=info.get("registry"),
+                also=info.get("also", ()),
+                fits=info.get("fits"),
             )
         )
     return tuple(found)
@@ -197,7 +231,7 @@ def _coerced(item: Option, value: Any, owner: str) -> Any:
             return None
         raise UsageError(f"{item.flag} of {owner} needs a value", hint=item.help)
     if item.registry is not None:
-        return _component(item.registry, value)
+        return _component(item.registry, value, item.also)
     if item.many:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             value = (value,)
@@ -207,7 +241,7 @@ def _coerced(item: Option, value: Any, owner: str) -> Any:
     return _single(item, value)
 
 
-def _component(registry: Registry[Any], value: Any) -> Component:
+def _component(registry: Registry[Any], value: Any, also: tuple[AnyComponent, ...] = ()) -> Component:
     if isinstance(value, Component):
         return value
     if isinstance(value, str):
@@ -215,7 +249,8 @@ def _component(registry: Registry[Any], value: Any) -> Component:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise UsageError(f"a choice of {registry.noun} is a name, or a table with a name, not {value!r}")
     rest = {key: entry for key, entry in value.items() if key != "name"}
-    parsed: Component = registry.load(value["name"]).parse(rest)
+    own = next((cls for cls in also if cls.name == value["name"]), None)
+    parsed: Component = (own or registry.load(value["name"])).parse(rest)
     return parsed
 
 

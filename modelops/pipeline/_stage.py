@@ -203,6 +203,11 @@ def _already(work: Work, target: Path) -> Outcome | None:
             f"{target} exists already, and is another result ({changed})",
             hint="choose another name, or replace it with --force",
         )
+    if gone := [str(path) for path in work.stage.outputs() if not path.exists()]:
+        raise UsageError(
+            f"{target} is there already, and {', '.join(gone)}, written with it, is not",
+            hint="make both anew with --force",
+        )
     return kept(artifact)
 
 

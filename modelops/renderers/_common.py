@@ -38,6 +38,12 @@ COLUMN_UNITS = {
     "SQNR dB": "",
     "seconds": "s",
     "peak memory": "bytes",
+    "its interval": "ms",
+    "memory": "bytes",
+    "load": "ms",
+    "time": "ms",
+    "of peak": "fraction",
+    "of bandwidth": "fraction",
 }
 
 _RATIOS = ("x", "ratio")
@@ -141,7 +147,17 @@ def measured(metric: Mapping[str, Any]) -> tuple[str, str]:
 
 def table(document: Document) -> tuple[list[str], list[list[str]]]:
     """The closing table of a run: its columns, and its rows as a person reads them; empty where there is none."""
-    found = document.get("table") or {}
+    return _readable(document.get("table") or {})
+
+
+def tables(document: Document) -> list[tuple[list[str], list[list[str]]]]:
+    """The tables that a stage's report holds, in the same form."""
+    details = (document.get("report") or {}).get("details") or {}
+    found = [_readable(one) for one in details.get("tables") or ()]
+    return [one for one in found if one[1]]
+
+
+def _readable(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = [str(name) for name in found.get("columns") or ()]
     rows = [
         [_cell(value, COLUMN_UNITS.get(name, "")) for name, value in zip(columns, row, strict=True)]

@@ -21,6 +21,7 @@ from modelops.renderers._common import (
     sentence,
     steps,
     table,
+    tables,
     visible,
     worst_first,
 )
@@ -98,6 +99,9 @@ def _stage(document: Document, rows: int) -> list[str]:
     lines += _table(["verdict", "check", "finding"], judged, left_out=len(found) - len(judged))
     figures = [[code(item["name"]), *map(prose, measured(item))] for item in metrics(document)]
     lines += _table(["figure", "value", "certainty"], figures[:rows], left_out=len(figures) - rows)
+    for columns, body in tables(document):
+        readable = [[code(row[0]), *map(prose, row[1:])] for row in body]
+        lines += _table([prose(name) for name in columns], readable[:rows], left_out=len(readable) - rows)
     lines += [f"- {prose(note)}" for note in notes(document)[:rows]]
     return [*lines, ""]
 

@@ -22,6 +22,7 @@ from modelops.renderers._common import (
     sentence,
     steps,
     table,
+    tables,
     visible,
     width,
     worst_first,
@@ -68,6 +69,10 @@ class Text(Renderer):
         if not short:
             figures = [[visible(item["name"], 60), *measured(item)] for item in metrics(document)]
             lines += [f"  {line}" for line in aligned(figures, right=[1])]
+            for columns, rows in tables(document):
+                lines += ["", *(f"  {line}" for line in _grid(columns, rows))]
+            if tables(document):
+                lines.append("")
         if not self.quiet:
             for note in notes(document):
                 lines += self._wrapped(f"- {visible(note)}")
@@ -88,9 +93,7 @@ class Text(Renderer):
         columns, rows = table(document)
         if not rows or self.quiet:
             return [self._headline(document), *self._reasons(document)]
-        ruler = ["-" * max(width(row[column]) for row in (columns, *rows)) for column in range(len(columns))]
-        lines = aligned([columns, ruler, *rows], right=range(1, len(columns)))
-        return [*lines, "", self._headline(document), *self._reasons(document)]
+        return [*_grid(columns, rows), "", self._headline(document), *self._reasons(document)]
 
     def _headline(self, document: Document) -> str:
         found = outcome(document)
@@ -129,6 +132,12 @@ class Text(Renderer):
         for character, plain in _ASCII.items():
             text = text.replace(character, plain)
         return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _grid(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """A table with its columns' names above a ruler."""
+    ruler = ["-" * max(width(row[column]) for row in (columns, *rows)) for column in range(len(columns))]
+    return aligned([columns, ruler, *rows], right=range(1, len(columns)))
 
 
 def _bad(document: Document) -> bool:

@@ -50,6 +50,10 @@ class Stage(Component):
                     found[f"{item.name}[{number}]" if item.many else item.name] = path
         return found
 
+    def outputs(self) -> tuple[Path, ...]:
+        """The files that the stage writes beside OUT: a result counts as there only when they are too."""
+        return ()
+
     def components(self) -> tuple[Component, ...]:
         """The stage and the components that its options chose; their tools and requirements count."""
         chosen = (getattr(self, item.name) for item in options_of(type(self)) if item.registry is not None)

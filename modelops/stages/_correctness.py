@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,8 @@ def first_run(contender: Contender, feed: Mapping[str, Any], scratch: Path) -> P
 
     ResourceExhausted when loading it and running it takes longer than a model of that size may need.
     """
-    path, expected = scratch / "first-feed.npz", scratch / f"expected-{contender.backend.name}.npz"
+    folder = Path(tempfile.mkdtemp(prefix="first-", dir=scratch))
+    path, expected = folder / "feed.npz", folder / "expected.npz"
     write_arrays(path, feed)
     with Runner(contender, path, scratch, random.Random(0)) as runner:
         runner.ask("open", patience=contender.load_seconds())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modelops.backends._cuda import HELD_DOWN
 from modelops.core.report import Check, Metric, Report
 from modelops.errors import InputRefused
 from modelops.measures.verdicts import Rules, SpeedVerdict, order_effect
@@ -17,7 +19,22 @@ from modelops.stages._speed import Record
 
 BLOCKS = "blocks.jsonl"
 MEASUREMENTS = "measurements.json"
-SCHEMA = "modelops.measurements/1"
+SCHEMA = "modelops.measurements/2"
+_LAUNCHES_MIN = 3  # for an interval that can be held against another measurement's
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The judged model at another batch, on another backend, or both; ``side`` names it in the records."""
+
+    side: str
+    backend: str
+    rows: int
+
+    def prefix(self, judged: Beside) -> str:
+        """What its figures' names start with: what differs from the judged side."""
+        batch = f"batch_{self.rows}_" if self.rows != judged.rows else ""
+        return batch + (f"{self.backend.replace('-', '_')}_" if self.backend != judged.backend else "")
 
 
 @dataclass(frozen=True)
@@ -25,9 +42,9 @@ class Evidence:
     """One measurement. ``judged`` and ``against`` name sides of the records; without ``against`` there is no verdict.
 
     ``setup`` says what was measured and on what: models, backends, feed, seed. ``checks`` are those of the outputs,
-    made before the timing. ``profile`` holds the time of every node, ``others`` further sides that were timed beside
-    the judged one, by the name of their backend, ``baseline`` the summary of an earlier measurement. ``rows`` is how
-    many samples one inference takes.
+    made before the timing. ``profile`` holds the time of every node, ``beside`` further sides that were timed beside
+    the judged one, ``baseline`` the summary of an earlier measurement. ``rows`` is how many samples one inference
+    takes.
     """
 
     judged: str
@@ -40,7 +57,7 @@ class Evidence:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     profile: Sequence[Mapping[str, Any]] | None = None
-    others: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[Beside, ...] = ()
     baseline: Mapping[str, Any] | None = None
 
     def verdict(self) -> SpeedVerdict | None:
@@ -57,45 +74,103 @@ class Evidence:
             checks += _baseline.checks(self.baseline, self.summary())
             notes += _baseline.notes(self.baseline, self.summary())
         details: dict[str, Any] = {"setup": dict(self.setup), "clock": _speed.clock(self.records)}
+        tables = []
+        if self.beside:
+            tables.append(self._table())
+            for one in self.beside:
+                metrics += self._figures_beside(one)
+        metrics += self._achieved()
         if self.profile is not None:
-            peak = self.setup.get("peak")
             details["operators"] = _profile.operators(self.profile)
-            details["work"] = _profile.work(self.profile, peak)
-            notes += _profile.sentences(self.profile, peak)
-        for backend, side in self.others.items():
-            metrics += self._beside(backend.replace("-", "_"), side)
+            details["work"] = self._work(self.profile)
+            notes += _profile.sentences(self.profile)
+            tables.append(_profile.table(details["work"]))
+        if tables:
+            details["tables"] = tables
         verdict = self.verdict()
         if verdict is not None and self.against is not None:
             metrics += _speed.metrics(self.records, self.against, self.rows, prefix="against_")
             metrics += _ratio(verdict)
-            checks.append(verdict.check())
+            check = verdict.check()
+            if verdict.verdict == "inconclusive":
+                check = replace(check, message=f"{check.message}; {self._hint(verdict)}")
+            checks.append(check)
             details["verdict"] = verdict.to_dict()
             details["order_effect"] = order_effect(_speed.launches(self.records, self.judged, self.against))
-            if verdict.verdict == "inconclusive":
-                details["hint"] = self._hint(verdict)
         return Report(tuple(metrics), tuple(checks), tuple(notes), details)
 
     def summary(self) -> dict[str, Any]:
         """What a later measurement is held against: figures of the judged model, its latency, and where it ran."""
-        found = {metric.name: metric.value for metric in _speed.metrics(self.records, self.judged, self.rows)}
+        found = {metric.name: metric for metric in _speed.metrics(self.records, self.judged, self.rows)}
+        median = found["latency_p50"]
+        several = len(_speed.headers(self.records)) >= _LAUNCHES_MIN
+        low, high = median.interval if median.interval and several else (None, None)
+        busy = next((record["busy"] for record in self.records if record["kind"] == "preflight"), None)
         return {
-            "figures": {**self.setup["figures"], "memory_of_model_bytes": found["memory_of_model"]},
+            "figures": {**self.setup["figures"], "memory_of_model_bytes": found["memory_of_model"].value},
+            "feed": self.setup["feed"],
             "backend": self.setup["models"][self.judged]["backend"],
-            "latency_p50_ms": found["latency_p50"],
+            "latency_ms": {"p50": median.value, "low": low, "high": high, "busy": busy},
             "machine": self.setup["machine"],
         }
 
-    def _beside(self, prefix: str, side: str) -> list[Metric]:
-        """The figures of another side that matter beside the judged one, and how many times as fast it is."""
+    def _own(self) -> Beside:
+        return Beside(self.judged, self.setup["models"][self.judged]["backend"]["name"], self.rows)
+
+    def _figures_beside(self, one: Beside) -> list[Metric]:
+        """The figures of another side that matter beside the judged one's."""
+        prefix = one.prefix(self._own())
         wanted = ("latency_p50", "throughput", "load", "peak_memory", "device_memory")
         found = [
             metric
-            for metric in _speed.metrics(self.records, side, self.rows, prefix=f"{prefix}_")
-            if metric.name.removeprefix(f"{prefix}_") in wanted
+            for metric in _speed.metrics(self.records, one.side, one.rows, prefix=prefix)
+            if metric.name.removeprefix(prefix) in wanted or metric.name.endswith("_at_once")
         ]
-        ratio, interval = _speed.speedup(self.records, self.judged, side)
-        count = len(_speed.headers(self.records))
-        return [*found, Metric(f"{prefix}_speedup", ratio, "x", interval, 0.95 if interval else None, count)]
+        if one.rows == self.rows:
+            ratio, interval = _speed.speedup(self.records, self.judged, one.side)
+            count = len(_speed.headers(self.records))
+            found.append(Metric(f"{prefix}speedup", ratio, "x", interval, 0.95 if interval else None, count))
+        return found
+
+    def _table(self) -> dict[str, Any]:
+        """All sides below one another."""
+        rows = []
+        for one in (self._own(), *self.beside):
+            found = {metric.name: metric for metric in _speed.metrics(self.records, one.side, one.rows)}
+            at_once = [metric for name, metric in found.items() if name.endswith("_at_once")]
+            speedup, interval = (
+                _speed.speedup(self.records, self.judged, one.side)
+                if one.rows == self.rows and one.side != self.judged
+                else (None, None)
+            )
+            median = found["latency_p50"]
+            cells: dict[str, Any] = {
+                "backend": one.backend,
+                "batch": one.rows,
+                "latency": median.value,
+                "its interval": median.interval,
+                "samples/s": found["throughput"].value,
+                **{f"{metric.name.split('_')[1]} at once": metric.value for metric in at_once},
+                "memory": found["peak_memory"].value,
+                "load": found["load"].value,
+                "speed-up": speedup,
+                "interval": interval,
+            }
+            rows.append(cells)
+        columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        return {"columns": columns, "rows": [[row[name] for name in columns] for row in rows]}
+
+    def _achieved(self) -> list[Metric]:
+        """How much the model computes, and how much of it in a second."""
+        macs = self.setup["figures"].get("macs") if "figures" in self.setup else None
+        if not macs:
+            return []
+        rate = 2e-6 * macs / _speed.block_ms(self.records, self.judged)
+        return [Metric("macs", macs), Metric("achieved", rate, "Gop/s")]
+
+    def _work(self, profile: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        seconds = 1e-3 * _speed.block_ms(self.records, self.judged)
+        return _profile.work(profile, self.setup.get("peak"), macs=self.setup["figures"].get("macs"), seconds=seconds)
 
     def _notes(self) -> list[str]:
         found = []
@@ -111,6 +186,8 @@ class Evidence:
             rough = sum(header["sides"][name]["warm"]["steady"] is False for header in headers)
             if rough:
                 found.append(f"{name} did not come to rest in {rough} of {len(headers)} launches")
+            if held := _held_down(headers, name):
+                found.append(f"{name}: the GPU's clocks were held down ({held}): figures are those of a slower device")
             needs = _speed.latency(self.records, name).needs
             if needs:
                 wanted = ", ".join(f"{key} needs {count}" for key, count in needs.items())
@@ -119,11 +196,11 @@ class Evidence:
 
     def _hint(self, verdict: SpeedVerdict) -> str:
         if verdict.would_need is None or not verdict.launches:
-            return "quieten the machine, or move --ignore and --detect further apart"
+            return "a quieter machine may settle it, or --ignore and --detect further apart"
         if verdict.would_need > self.rules.looks[-1]:
-            return f"quieten the machine: at most {self.rules.looks[-1]} launches are made"
+            return f"quieten the machine, since at most {self.rules.looks[-1]} launches are made"
         seconds = self.budget_seconds / verdict.launches * verdict.would_need
-        return f"give it more time: --budget {math.ceil(1.2 * seconds)}s"
+        return f"give it --budget {math.ceil(1.2 * seconds)}s"
 
     def write(self, folder: Path) -> None:
         """Write the raw records as ``blocks.jsonl`` and everything else as ``measurements.json``."""
@@ -140,7 +217,7 @@ class Evidence:
             "setup": dict(self.setup),
             "checks": [check.to_dict() for check in self.checks],
             "notes": list(self.notes),
-            "others": dict(self.others),
+            "beside": [asdict(one) for one in self.beside],
             "baseline": None if self.baseline is None else dict(self.baseline),
             "profile": None if self.profile is None else list(self.profile),
         }
@@ -168,13 +245,28 @@ class Evidence:
                 checks=tuple(Check.parse(check) for check in values["checks"]),
                 notes=tuple(values["notes"]),
                 profile=values["profile"],
-                others=values["others"],
+                beside=tuple(Beside(**one) for one in values["beside"]),
                 baseline=values["baseline"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputRefused(
                 f"{folder} holds no measurements that can be read: {error}", hint="give what bench wrote"
             ) from error
+
+
+# Bits of nvidia-smi's clocks_event_reasons.active that slow a device down (NVML API reference, nvmlClocksEventReasons).
+_HELD = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power brake"}
+
+
+def _held_down(headers: Sequence[Record], name: str) -> str:
+    """Why the device's clocks were held down when a launch ended, in words; empty where they were not."""
+    found = []
+    for header in headers:
+        device = header["sides"][name].get("device_after")
+        text = device.get(HELD_DOWN, "") if isinstance(device, dict) else ""
+        bits = int(text, 16) if re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text) else 0
+        found += [word for bit, word in _HELD.items() if bits & bit]
+    return ", ".join(dict.fromkeys(found))
 
 
 def _ratio(verdict: SpeedVerdict) -> list[Metric]:

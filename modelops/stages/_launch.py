@@ -3,6 +3,7 @@
 It is told what to do by one JSON line at a time on standard input, and answers each with one on a pipe of its own:
 
 ========  =============================================================================================
+ready     import the runtime, and build the model where it is a source: several processes may do so at a time
 open      load the model, run it once; seconds, memory, what the session really uses
 warm      run until block times are steady; whether they became so, and how many inferences a block needs
 time      run a block of n inferences; wall, CPU and device time, single latencies, whether outputs held
@@ -47,29 +48,35 @@ class Child:
     """The answers to the commands, for one model on one backend."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
-
         self.job = job
         self.repeat = 1.0 + float(job["inflate"])
         self.backend = REGISTRY.load(job["backend"]["name"]).parse(
             {key: value for key, value in job["backend"].items() if key != "name"}
         )
         self.feed = read_arrays(Path(job["feed"]))
+        self.model: Any = None
+        self.import_seconds = 0.0
+        self.before: dict[str, int] = {}
         self.session: Session
         self.call: Call
         self.held: Held
         self.code_executed: list[Mapping[str, str]] = []
 
-    def open(self) -> dict[str, Any]:
-
+    def ready(self) -> dict[str, Any]:
         started = time.perf_counter()
         if self.backend.library:
             with tool(self.backend.library):
                 importlib.import_module(self.backend.library)
-        imported = time.perf_counter()
-        before = memory_bytes()
-        model = self._module() if self.backend.opens == "module" else Path(self.job["model"])
+        self.import_seconds = time.perf_counter() - started
+        self.before = memory_bytes()
+        self.model = self._module() if self.backend.opens == "module" else Path(self.job["model"])
+        return {}
+
+    def open(self) -> dict[str, Any]:
+        if self.model is None:
+            self.ready()
         opened = time.perf_counter()
-        self.session = self.backend.open(model)
+        self.session = self.backend.open(self.model)
         loaded = time.perf_counter()
         after = memory_bytes()
         with tool(self.backend.name):
@@ -85,10 +92,10 @@ class Child:
         gc.freeze()
         gc.disable()
         return {
-            "import_seconds": imported - started,
+            "import_seconds": self.import_seconds,
             "load_seconds": loaded - opened,
             "first_seconds": first - ready,
-            "memory_before_load_bytes": before["now"],
+            "memory_before_load_bytes": self.before["now"],
             "memory_after_load_bytes": after["now"],
             "facts": self.session.facts(),
             "outputs": self.held.described(),
@@ -173,16 +180,16 @@ class Child:
         return {"outputs": self.held.changed(outputs, quick=False)}
 
     def end(self) -> dict[str, Any]:
-        """What is known only at the end: memory. The session stays open; the process is killed."""
+        """What only the end tells: memory, and a device's clocks. The session stays open; the process is killed."""
         memory = memory_bytes()
         return {
             "memory_peak_bytes": memory["peak"],
             "memory_now_bytes": memory["now"],
             "device_memory_bytes": self.session.device_memory_bytes(),
+            "device_after": self.session.facts().get("device"),
         }
 
     def save(self, path: str) -> dict[str, Any]:
-
         outputs = self.call.outputs(self.call.once())
         write_arrays(Path(path), {name: array for name, array in outputs.items() if array.dtype.kind in "fiub"})
         return {}

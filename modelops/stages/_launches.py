@@ -63,7 +63,7 @@ class Measurement:
     records: list[Record] = field(default_factory=list)
     launches: int = 0
     longest_seconds: float = 0.0
-    n: int = 0
+    n: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
     on_block: Callable[[], None] = lambda: None
 
@@ -78,16 +78,21 @@ class Measurement:
             runners: dict[str, Runner] = {}
             allowed = _cpus()
             for contender in self._shuffled(self.contenders):
-                runner = stack.enter_context(Runner(contender, self.feed, self.scratch, self.rng))
-                runners[contender.name] = runner
+                runners[contender.name] = stack.enter_context(Runner(contender, self.feed, self.scratch, self.rng))
+                runners[contender.name].tell("ready")
                 header["order"].append(contender.name)
-                header["sides"][contender.name] = self._readied(runner)
+            for runner in runners.values():
+                runner.answer("ready", patience=runner.contender.load_seconds())
+                runner.pause()
+            for name, runner in runners.items():
+                runner.resume()
+                header["sides"][name] = self._readied(runner)
                 runner.pause()
             ready = time.monotonic() - started
             sides = header["sides"]
             if not self.n:
                 self._choose(sides, ready, share_seconds - ready)
-            header["n"] = self.n
+            header["n"] = dict(self.n)
             blocks = list(self._rounds(runners, sides))
             many = list(self._many(runners, sides))
             for name, runner in runners.items():
@@ -119,10 +124,12 @@ class Measurement:
         return {**found, "warm": warm}
 
     def _choose(self, sides: Mapping[str, Record], ready_seconds: float, left_seconds: float) -> None:
-        """The inferences per block, the same for all sides, and the rounds that fit."""
-        n = max(side["warm"]["n"] for side in sides.values())
-        self.n = -(-n // self.plan.multiple) * self.plan.multiple
-        one_round = sum(side["warm"]["one_seconds"] for side in sides.values()) * (self.n + self.n // 8)
+        """The inferences per block, the same for all sides with the same inputs, and the rounds that fit."""
+        feeds = {contender.name: contender.feed for contender in self.contenders}
+        for name, feed in feeds.items():
+            n = max(sides[other]["warm"]["n"] for other in sides if feeds[other] == feed)
+            self.n[name] = -(-n // self.plan.multiple) * self.plan.multiple
+        one_round = sum(side["warm"]["one_seconds"] * 1.125 * self.n[name] for name, side in sides.items())
         wanted = max(self.plan.rounds, min(self.plan.most_rounds, int(ready_seconds / one_round)))
         # Where starting alone takes longer than the time there is, a half of that again is well spent.
         fitting = int(max(left_seconds, 0.5 * ready_seconds) / one_round)
@@ -133,7 +140,7 @@ class Measurement:
             for position, name in enumerate(self._shuffled(list(runners))):
                 runner = runners[name]
                 runner.resume()
-                block = runner.ask("time", n=self.n, patience=self._patience(sides[name], self.n))
+                block = runner.ask("time", n=self.n[name], patience=self._patience(sides[name], self.n[name]))
                 runner.pause()
                 _refuse_changed(name, block.pop("outputs"))
                 self.on_block()

@@ -13,6 +13,7 @@ from modelops.stages._launch import write_arrays
 from modelops.stages._runner import Contender, Runner
 
 RUNS = 30
+_MOST_SECONDS = 5.0
 _SHOWN = 5
 
 Node = Mapping[str, Any]
@@ -27,8 +28,10 @@ def profiled(contender: Contender, feed: Mapping[str, Any], scratch: Path) -> li
     write_arrays(path, feed)
     with Runner(replace(contender, expected=None), path, scratch, random.Random(0)) as runner:
         opened = runner.ask("open", patience=contender.load_seconds())
-        patience = contender.load_seconds() + 10 * RUNS * float(opened["first_seconds"])
-        nodes = runner.ask("profile", patience=patience, runs=RUNS, scratch=str(scratch))["nodes"]
+        one = float(opened["first_seconds"])
+        runs = max(3, min(RUNS, int(_MOST_SECONDS / one))) if one > 0 else RUNS
+        patience = contender.load_seconds() + 10 * runs * one
+        nodes = runner.ask("profile", patience=patience, runs=runs, scratch=str(scratch))["nodes"]
     if nodes is None:
         raise UsageError(f"{contender.backend.name} has no profiler", hint="leave --profile out")
     found: list[dict[str, Any]] = nodes
@@ -50,40 +53,69 @@ def operators(nodes: Sequence[Node]) -> list[dict[str, Any]]:
     return [{**row, "share": row["microseconds"] / total} for row in rows]
 
 
-def work(nodes: Sequence[Node], peak: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """How far all nodes together, then the five slowest, are from what the machine can do.
+def work(
+    nodes: Sequence[Node], peak: Mapping[str, Any] | None, *, macs: int | None = None, seconds: float | None = None
+) -> list[dict[str, Any]]:
+    """How far the whole model, then each of its five slowest nodes, are from what the machine can do.
 
-    Each row: giga-operations in a second (a product and a sum are two), gigabytes in a second, and the larger of their
-    shares of the peak; None where the work of a node, or the peak, is not known.
+    Each row: giga-operations in a second (a product and a sum are two) with their share of the machine's peak, and
+    gigabytes in a second with their share of its bandwidth; None where the work of a node, or the peak, is not known.
+    ``macs`` and ``seconds`` are those of a whole inference, where they were counted and measured apart.
     """
-    rows = [_work("all nodes", nodes, peak)]
-    return rows + [_work(f"{node['op']} {node['name']}", [node], peak) for node in nodes[:_SHOWN]]
+    whole = _work("the model", nodes, peak, macs, seconds)
+    return [whole] + [_work(f"{node['op']} {node['name']}", [node], peak) for node in nodes[:_SHOWN]]
 
 
-def _work(name: str, nodes: Sequence[Node], peak: Mapping[str, Any] | None) -> dict[str, Any]:
-    seconds = 1e-6 * sum(node["microseconds"] for node in nodes)
-    known = all(node["macs"] is not None for node in nodes) and seconds > 0
-    rate = 2e-9 * sum(node["macs"] for node in nodes) / seconds if known else None
+def _work(
+    name: str,
+    nodes: Sequence[Node],
+    peak: Mapping[str, Any] | None,
+    counted: int | None = None,
+    measured: float | None = None,
+) -> dict[str, Any]:
+    seconds = measured or 1e-6 * sum(node["microseconds"] for node in nodes)
+    known = all(node["macs"] is not None for node in nodes)
+    macs = counted if counted is not None else sum(node["macs"] for node in nodes) if known else None
+    rate = 2e-9 * macs / seconds if macs is not None and seconds > 0 else None
     moved = 1e-9 * sum(node["moved_bytes"] for node in nodes) / seconds if seconds > 0 else None
     share = None
-    if peak is not None and rate is not None and moved is not None:
-        # The time that the work would take at the peak, over the time that it took.
-        least = sum(2e-9 * node["macs"] / peak["int8_gops" if node["int8"] else "float32_gflops"] for node in nodes)
-        share = max(least / seconds, moved / peak["bandwidth_gb_per_s"])
-    return {"name": name, "gops": rate, "gb_per_s": moved, "share_of_peak": share}
+    if peak and rate is not None:
+        if known:  # the time that the work would take at the peak, over the time that it took
+            kinds = {True: peak["int8_gops"], False: peak["float32_gflops"]}
+            share = sum(2e-9 * node["macs"] / kinds[bool(node["int8"])] for node in nodes) / seconds
+        else:
+            share = rate / peak["int8_gops" if any(node["int8"] for node in nodes) else "float32_gflops"]
+    of_bandwidth = moved / peak["bandwidth_gb_per_s"] if peak and moved is not None else None
+    return {
+        "name": name,
+        "gops": rate,
+        "share_of_peak": share,
+        "gb_per_s": moved,
+        "share_of_bandwidth": of_bandwidth,
+        "milliseconds": 1e3 * seconds,
+    }
 
 
-def sentences(nodes: Sequence[Node], peak: Mapping[str, Any] | None = None) -> list[str]:
+def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of ``work`` as a table of a report: the model, then its slowest nodes."""
+    columns = {
+        "where": "name",
+        "time": "milliseconds",
+        "Gop/s": "gops",
+        "of peak": "share_of_peak",
+        "GB/s": "gb_per_s",
+        "of bandwidth": "share_of_bandwidth",
+    }
+    return {"columns": list(columns), "rows": [[row[key] for key in columns.values()] for row in rows]}
+
+
+def sentences(nodes: Sequence[Node]) -> list[str]:
     """What a person should know: the operators that take most, QDQ that was not fused, work handed back to the CPU."""
     rows = operators(nodes)
     if not rows:
         return ["the runtime's profiler saw no node"]
     shown = ", ".join(f"{row['op']} {row['share']:.0%} ({row['nodes']} nodes)" for row in rows[:_SHOWN])
     found = [f"time by operator: {shown}"]
-    whole = work(nodes, peak)[0]
-    if whole["gops"] is not None:
-        far = f", {whole['share_of_peak']:.0%} of the peak" if whole["share_of_peak"] is not None else ""
-        found.append(f"the nodes reach {whole['gops']:.3g} Gop/s and {whole['gb_per_s']:.3g} GB/s{far}")
     alone = [row for row in rows if row["op"] in ("QuantizeLinear", "DequantizeLinear")]
     if alone:
         count, share = sum(row["nodes"] for row in alone), sum(row["share"] for row in alone)

@@ -33,6 +33,7 @@ class Contender:
     ``model`` is the path of an ONNX file, or the text of a source for backends that run source models. ``inflate`` is
     for tests of the measurement itself: a share of extra inferences that each block runs and does not report.
     ``expected`` is an .npz file of the outputs that are right; without it the first inference's are taken for right.
+    ``feed`` is an .npz file of inputs of its own; without it the contender gets those that all share.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Contender:
     model: Path | str
     inflate: float = 0.0
     expected: Path | None = None
+    feed: Path | None = None
 
     def load_seconds(self) -> float:
         """How long loading and the first inference may take: a hostile model gets little, a large one more."""
@@ -62,7 +64,7 @@ class Runner:
         job = {
             "backend": described(contender.backend),
             "model": str(contender.model),
-            "feed": str(feed),
+            "feed": str(contender.feed or feed),
             "inflate": contender.inflate,
             "expected": str(contender.expected) if contender.expected else None,
             "answers": writer,
@@ -98,7 +100,15 @@ class Runner:
         StageFailed when the process crashed, or gave no answer within ``patience`` seconds and so was killed;
         ResourceExhausted when that happened while the model was loaded.
         """
+        self.tell(do, **arguments)
+        return self.answer(do, patience=patience)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Give a command whose answer is fetched later, so that several processes work on theirs at a time."""
         self._tell({"do": do, **arguments})
+
+    def answer(self, do: str, *, patience: float) -> dict[str, Any]:
+        """The answer to the command that was told last; raises what ``ask`` raises."""
         end = time.monotonic() + patience
         while b"\n" not in self._buffer:
             left = end - time.monotonic()
@@ -126,7 +136,7 @@ class Runner:
 
     def _too_long(self, do: str, patience: float) -> ResourceExhausted | StageFailed:
         self.close()
-        if do == "open":
+        if do in ("ready", "open"):
             return ResourceExhausted(
                 f"{self._what}: loading and the first inference took longer than {patience:.0f} s",
                 hint="the model is too slow, or hostile, to be measured",

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modelops.backends import REGISTRY as BACKENDS
 from modelops.backends import Backend, require_usable
+from modelops.backends._counting import counted_macs
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, described, option
-from modelops.core.manifest import FILE_NAME
-from modelops.core.registry import require
-from modelops.core.report import Check, Report
+from modelops.core.report import Report
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
-from modelops.errors import EnvironmentMissing, InputRefused, UsageError
+from modelops.errors import InputRefused, UsageError
 from modelops.measures.verdicts import Rules
 from modelops.stages import Stage, _limits
-from modelops.stages._baseline import fingerprint, fixed_figures
-from modelops.stages._correctness import first_run, output_checks
+from modelops.stages._baseline import fingerprint, fixed_figures, load, save
+from modelops.stages._entrants import AllBackends, Entrants, as_many_threads, opponent, runs_onnx
 from modelops.stages._evidence import Evidence
 from modelops.stages._peak import remembered
 from modelops.stages._profile import profiled
@@ -45,21 +44,35 @@ class Bench(Stage):
         default=None,
         help="Judge IN by this: an artifact, an .onnx file, or a source to run with --against-backend torch-cpu.",
     )
-    backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where the model runs.")
+    backend: Backend = choice(
+        BACKENDS,
+        default="onnxruntime-cpu",
+        also=(AllBackends,),
+        fits=runs_onnx,
+        help="Where the model runs; all is every one that is here, side by side.",
+    )
     against_backend: Backend | None = choice(
         BACKENDS,
         default=None,
         help="Where the other model runs; without --against, IN itself is judged by IN on this backend.",
     )
-    all_backends: bool = option(default=False, help="Time IN on every backend that is here, side by side.")
-    batch: int = option(default=1, help="Samples in one inference.", min=1)
+    batch: tuple[int, ...] = option(
+        default=(1,),
+        help="Samples in one inference; several, such as 1,8,32, are measured side by side.",
+        min=1,
+        max=1 << 20,
+    )
     dim: tuple[str, ...] = option(default=(), help="Size of a dynamic dimension, such as sequence=128. Repeatable.")
     data: Path | None = option(
         default=None, help="Samples to time on; by default those of the reference, or random ones."
     )
     dataset: Dataset | None = choice(DATASETS, default=None, help="How the data is read, when its form does not tell.")
     baseline: Path | None = option(
-        default=None, help="Evidence of an earlier bench: size, nodes, parameters and memory must not grow."
+        default=None,
+        help="A file of --save-baseline, or evidence: size, nodes, parameters, MACs and memory must not grow.",
+    )
+    save_baseline: Path | None = option(
+        default=None, help="Write these figures to a file for --baseline, unless a check fails."
     )
     budget: float = option(default=60.0, help="Time for the timing.", min=1.0, unit="seconds")
     launches: int = option(default=5, help="Fresh processes to time a model in that is not compared.", min=1, max=100)
@@ -71,7 +84,11 @@ class Bench(Stage):
     concurrency: tuple[int, ...] = option(
         default=(), help="Measure throughput with so many inferences at once too, such as 1,2,4.", min=1, max=256
     )
-    profile: bool = option(default=False, help="Show which operators take the time, by the runtime's own profiler.")
+    profile: bool = option(
+        default=False,
+        help="Show which operators take the time, by the runtime's own profiler, and how far they are from the "
+        "machine's peak where doctor --peak has measured it.",
+    )
     replay: bool = option(
         default=False, help="IN is evidence that bench wrote: derive its verdict again, and measure nothing."
     )
@@ -84,44 +101,87 @@ class Bench(Stage):
         self._refuse_contradictions()
         baseline = self._baseline()
         with tempfile.TemporaryDirectory(prefix="modelops-bench-") as folder:
-            job = self._job(source, Path(folder))
-            judged = replace(job.judged, expected=first_run(job.judged, job.feed, Path(folder)))
-            checks, notes = output_checks(source, judged)
-            plan = replace(Plan(), concurrency=self.concurrency)
-            profile = profiled(judged, job.feed, Path(folder)) if self.profile else None
-            others = self._others(source, judged, job.feed, Path(folder), checks, notes) if self.all_backends else {}
-            if job.against is None:
-                contenders = [judged, *others.values()]
-                records = measure(
-                    contenders, job.feed, budget_seconds=self.budget, launches=self.launches, seed=self.seed, plan=plan
-                )
-            else:
-                contenders = [judged, job.against]
-                result = race(
-                    judged, job.against, job.feed, budget_seconds=self.budget, rules=rules, seed=self.seed, plan=plan
-                )
-                records = list(result.records)
-        evidence = Evidence(
-            judged=judged.name,
-            against=job.against.name if job.against else None,
-            rules=rules,
-            rows=job.rows,
-            records=records,
-            budget_seconds=self.budget,
-            setup=job.setup(contenders, self.seed),
-            profile=profile,
-            baseline=baseline,
-            others={backend: contender.name for backend, contender in others.items()},
-            checks=tuple(checks),
-            notes=(f"timed on {job.origin}: {job.shapes()}", *notes),
-        )
+            evidence = self._measured(source, rules, baseline, Path(folder))
         evidence.write(draft.path)
         report = Evidence.read(draft.path).report()
-        code = [*_code(records), *self._data_code(source)]
-        details = {**report.details, "measured": dict(job.ids), "code_executed": code}
-        if _code(records):
+        code = [*_code(evidence.records), *self._data_code(source)]
+        details = {**report.details, "measured": dict(evidence.setup["ids"]), "code_executed": code}
+        if _code(evidence.records):
             details["unseen_readers"] = ["the processes that were timed"]
-        return replace(report, details=details)
+        return replace(report, details=details, notes=(*report.notes, *self._saved(evidence, report)))
+
+    def _measured(self, source: Artifact, rules: Rules, baseline: Mapping[str, Any] | None, scratch: Path) -> Evidence:
+        """Check and time everything that was asked for."""
+        feeds, origin = self._feeds(source)
+        rows, feed = feeds[0]
+        first = self.backend.first() if isinstance(self.backend, AllBackends) else self.backend
+        entrants = Entrants.of(source, first, feeds, scratch)
+        if isinstance(self.backend, AllBackends):
+            entrants.add_other_backends()
+        judged, sides, ids = entrants.judged, entrants.sides, {"model": source.id}
+        profile = self._profiled(judged, feed, scratch)
+        counts = not self._compares() or self.baseline is not None or self.save_baseline is not None
+        macs = counted_macs(source.model, feed, scratch) if counts and judged.backend.computes else None
+        plan = replace(Plan(), concurrency=self.concurrency)
+        against = None
+        if self._compares():
+            other = as_many_threads(self.against_backend or first, first)
+            against, its_id = opponent(source, self.against, other, scratch)
+            ids |= its_id
+            sides = [judged, against]
+            records: Sequence[Any] = race(
+                judged, against, feed, budget_seconds=self.budget, rules=rules, seed=self.seed, plan=plan
+            ).records
+        else:
+            records = measure(
+                sides, feed, budget_seconds=self.budget, launches=self.launches, seed=self.seed, plan=plan
+            )
+        figures = fixed_figures(source) | ({"macs": macs} if macs is not None else {})
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
+        return Evidence(
+            judged=judged.name,
+            against=against.name if against else None,
+            rules=rules,
+            rows=rows,
+            records=records,
+            budget_seconds=self.budget,
+            setup=_setup(sides, feed, origin, ids, figures, self.seed),
+            profile=profile,
+            baseline=baseline,
+            beside=tuple(entrants.beside),
+            checks=tuple(entrants.checks),
+            notes=(f"timed on {origin}: {shapes}", *entrants.notes),
+        )
+
+    def _feeds(self, source: Artifact) -> tuple[list[tuple[int, Mapping[str, Any]]], str]:
+        """For every batch how many samples it has, and its arrays; and where they came from."""
+        from modelops.graphs.batches import BatchAxis
+        from modelops.stages._feed import sizes_of, timing_feed
+
+        sizes, axis = sizes_of(self.dim, source.signature), BatchAxis.of(source.signature)
+        found: dict[int, Mapping[str, Any]] = {}
+        origin = ""
+        for batch in self.batch:
+            feed, origin = timing_feed(
+                source, batch=batch, sizes=sizes, data=self.data, dataset=self.dataset, seed=self.seed
+            )
+            found.setdefault(axis.rows(feed), feed)
+        return list(found.items()), origin
+
+    def _profiled(self, judged: Contender, feed: Mapping[str, Any], scratch: Path) -> list[dict[str, Any]] | None:
+        """The time of every node: where it was asked for, and where it can be held against the machine's peak."""
+        if not self.profile and (self._compares() or remembered() is None or not judged.backend.profiles):
+            return None
+        return profiled(judged, feed, scratch)
+
+    def _compares(self) -> bool:
+        return self.against is not None or self.against_backend is not None
+
+    def inputs(self, source: str) -> Mapping[str, Path]:
+        return {name: path for name, path in super().inputs(source).items() if name != "save_baseline"}
+
+    def outputs(self) -> tuple[Path, ...]:
+        return () if self.save_baseline is None else (self.save_baseline,)
 
     def takes_evidence(self) -> bool:
         return self.replay
@@ -139,18 +199,23 @@ class Bench(Stage):
         return replace(report, details={**report.details, "measured": dict(source.manifest.measured)})
 
     def limits(self, model_bytes: int) -> Limits:
-        extra = 60.0 + 1.5 * self.budget
+        sides = len(self.batch) * (3 if isinstance(self.backend, AllBackends) else 1)
+        extra = 60.0 + 1.5 * self.budget + 20.0 * (sides - 1)
         runs_code = self.against_backend is not None and self.against_backend.opens == "module"
         if runs_code or (self.data is not None and ".py:" in self.data.name):
             return _limits.trusted(extra)
         return _limits.default(2 * model_bytes, extra_seconds=extra)
 
     def _refuse_contradictions(self) -> None:
-        compared = self.against is not None or self.against_backend is not None
+        compared = self._compares()
+        several = isinstance(self.backend, AllBackends) or len(set(self.batch)) > 1
         if self.at_least is not None and not compared:
             raise UsageError("--at-least compares, and there is nothing to compare with", hint="add --against REF")
-        if self.all_backends and compared:
-            raise UsageError("--all-backends times IN alone", hint="leave --against and --against-backend out")
+        if several and compared:
+            raise UsageError(
+                "a verdict is given on one backend and one batch",
+                hint="leave --against and --against-backend out, or name one backend and one batch",
+            )
         if self.backend.opens == "module":
             raise UsageError(
                 f"{self.backend.name} runs source models, and IN is an ONNX model",
@@ -166,108 +231,46 @@ class Bench(Stage):
 
         return SampleBench(source, source.path, self.data, self.dataset).code_executed() if self.data else []
 
-    def _baseline(self) -> dict[str, Any] | None:
-        """The summary of the earlier measurement; InputRefused when that is no evidence of bench."""
+    def _baseline(self) -> Mapping[str, Any] | None:
+        """The summary of the earlier measurement; InputRefused when that is neither a baseline nor evidence."""
         if self.baseline is None:
             return None
+        if not self.baseline.is_dir():
+            return load(self.baseline)
         try:
             return Evidence.read(Artifact.open(self.baseline).path).summary()
         except (KeyError, StopIteration, TypeError, ValueError) as error:
             raise InputRefused(f"{self.baseline} holds records that bench did not write: {error!r}") from error
 
-    def _others(
-        self,
-        source: Artifact,
-        judged: Contender,
-        feed: Mapping[str, Any],
-        scratch: Path,
-        checks: list[Check],
-        notes: list[str],
-    ) -> dict[str, Contender]:
-        """IN on every other backend that can run it here, by the backend's name; says why on those that can't.
-
-        Their outputs are checked too: a backend that is fast and wrong fails.
-        """
-        found = {}
-        for name, cls in BACKENDS.loadable():
-            if name == self.backend.name or cls.opens != "onnx" or not cls.computes:
-                continue
-            try:
-                require(cls)
-                backend = _as_many_threads(cls.parse({}), self.backend)
-                require_usable(backend)
-            except EnvironmentMissing as error:
-                notes.append(f"not timed: {error.message}")
-                continue
-            contender = Contender(f"{judged.name} on {name}", backend, source.model)
-            contender = replace(contender, expected=first_run(contender, feed, scratch))
-            own, remarks = output_checks(source, contender)
-            checks += [replace(check, name=f"{name}.{check.name}") for check in own]
-            notes += remarks
-            found[name] = contender
-        return found
-
-    def _job(self, source: Artifact, scratch: Path) -> _Job:
-        from modelops.graphs.batches import BatchAxis
-        from modelops.stages._feed import sizes_of, timing_feed
-
-        sizes = sizes_of(self.dim, source.signature)
-        feed, origin = timing_feed(
-            source, batch=self.batch, sizes=sizes, data=self.data, dataset=self.dataset, seed=self.seed
-        )
-        name = source.path.name
-        judged = Contender(name, self.backend, source.model)
-        against, ids = None, {"model": source.id}
-        other = _as_many_threads(self.against_backend or self.backend, self.backend)
-        if self.against is not None and other.opens == "module":
-            against = Contender(_distinct(str(self.against), name), other, str(self.against))
-        elif self.against is not None:
-            from modelops.graphs.wrap import open_model
-
-            _refuse_source(self.against)
-            artifact = open_model(self.against, scratch)
-            ids["against"] = artifact.id
-            shown = self.against.stem if self.against.suffix == ".onnx" else self.against.name
-            against = Contender(_distinct(shown, name), other, artifact.model)
-        elif self.against_backend is not None:
-            if other.opens == "module":
-                raise UsageError(f"{other.name} runs source models", hint="name the source with --against")
-            ids["against"] = source.id
-            against = Contender(f"{name} on {other.name}", other, source.model)
-        return _Job(
-            judged, against, feed, origin, BatchAxis.of(source.signature).rows(feed), ids, fixed_figures(source)
-        )
+    def _saved(self, evidence: Evidence, report: Report) -> list[str]:
+        """Write the file of --save-baseline where nothing failed; says what was done."""
+        if self.save_baseline is None:
+            return []
+        if report.exit_code:
+            return [f"{self.save_baseline} was not written, since a check did not pass"]
+        save(self.save_baseline, evidence.summary())
+        return [f"wrote {self.save_baseline} for --baseline"]
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is to be timed, and on what."""
-
-    judged: Contender
-    against: Contender | None
-    feed: dict[str, Any]
-    origin: str
-    rows: int
-    ids: Mapping[str, str]
-    figures: Mapping[str, int]
-
-    def shapes(self) -> str:
-        """The feed's shapes for a person to read."""
-        return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in self.feed.items())
-
-    def setup(self, contenders: list[Contender], seed: int) -> dict[str, Any]:
-        """The measurement's circumstances as JSON types."""
-        feed = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in self.feed.items()}
-        return {
-            "models": {one.name: {"backend": described(one.backend), "model": str(one.model)} for one in contenders},
-            "ids": dict(self.ids),
-            "feed": feed,
-            "feed_from": self.origin,
-            "seed": seed,
-            "peak": remembered(),
-            "machine": fingerprint(),
-            "figures": dict(self.figures),
-        }
+def _setup(
+    sides: Sequence[Contender],
+    feed: Mapping[str, Any],
+    origin: str,
+    ids: Mapping[str, str],
+    figures: Mapping[str, int],
+    seed: int,
+) -> dict[str, Any]:
+    """The measurement's circumstances as JSON types."""
+    return {
+        "models": {side.name: {"backend": described(side.backend), "model": str(side.model)} for side in sides},
+        "ids": dict(ids),
+        "feed": {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in feed.items()},
+        "feed_from": origin,
+        "seed": seed,
+        "peak": remembered(),
+        "machine": fingerprint(),
+        "figures": dict(figures),
+    }
 
 
 def _code(records: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -277,29 +280,3 @@ def _code(records: Sequence[Mapping[str, Any]]) -> list[Any]:
         for side in record.get("sides", {}).values():
             found.update({entry["path"]: entry for entry in side["code_executed"]})
     return list(found.values())
-
-
-def _refuse_source(path: Path) -> None:
-    """UsageError where the path names no ONNX model but a source, which only some backends run."""
-    from modelops.sources import REGISTRY as SOURCES
-
-    named = ":" in path.name or (path.exists() and path.suffix != ".onnx" and not (path / FILE_NAME).is_file())
-    if named and any(cls.reads(str(path)) for _, cls in SOURCES.loadable()):
-        raise UsageError(
-            f"{path} is a source, not an ONNX model", hint="add --against-backend torch-cpu, or convert it"
-        )
-
-
-def _as_many_threads(backend: Backend, like: Backend) -> Backend:
-    """The backend with the other's number of threads, unless it was given one of its own."""
-    wanted = getattr(like, "threads", 0)
-    if wanted and getattr(backend, "threads", None) == 0:
-        return replace(backend, threads=wanted)  # type: ignore[call-arg]
-    return backend
-
-
-def _distinct(name: str, taken: str) -> str:
-    """The name, told apart from the judged model's where both are called the same."""
-    if name != taken:
-        return name
-    return f"{name} (reference)"

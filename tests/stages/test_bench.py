@@ -76,8 +76,13 @@ def test_alone_a_model_gets_figures_and_no_verdict(artifact: Artifact, tmp_path:
 
 @pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
 def test_every_backend_that_is_here_is_timed_and_checked(artifact: Artifact, tmp_path: Path, quick: None) -> None:
-    report, _ = bench(artifact, tmp_path / "out", all_backends=True)
+    report, kept = bench(artifact, tmp_path / "out", backend={"name": "all", "threads": 1})
 
+    assert Evidence.read(kept).report().metrics == report.metrics
+    [table] = report.details["tables"]
+    assert [row[0] for row in table["rows"]][:2] == ["onnxruntime-cpu", "openvino-cpu"]
+    setup = report.details["setup"]["models"].values()
+    assert {model["backend"]["threads"] for model in setup if "threads" in model["backend"]} == {1}
     assert report.verdict == "pass" and {check.name.partition(".")[0] for check in report.checks} >= {"openvino-cpu"}
     assert report.metric("openvino_cpu_speedup") is not None
     assert any(note.startswith("not timed: onnxruntime-cuda") for note in report.notes) or (
@@ -135,20 +140,87 @@ def test_a_model_that_grew_beyond_its_baseline_fails(
     larger = wrap(write_perceptron(tmp_path / "larger.onnx", classes=40), tmp_path / "larger")
 
     same, _ = bench(artifact, tmp_path / "same", baseline=str(tmp_path / "baseline"))
-    grown, _ = bench(larger, tmp_path / "grown", baseline=str(tmp_path / "baseline"))
+    file = tmp_path / "baseline.json"
+    grown, _ = bench(larger, tmp_path / "grown", baseline=str(tmp_path / "baseline"), save_baseline=str(file))
 
-    assert same.verdict == "pass" and len(same.checks) == 4
+    assert same.verdict == "pass"
+    names = {check.name for check in same.checks}
+    assert names >= {f"baseline.{name}" for name in ("size_bytes", "nodes", "parameters", "macs")}
     failed = {check.name for check in grown.checks if check.verdict == "fail"}
-    assert failed >= {"baseline.size_bytes", "baseline.parameters"} and grown.exit_code == 1
+    assert failed >= {"baseline.size_bytes", "baseline.parameters", "baseline.macs"} and grown.exit_code == 1
+    assert not file.exists() and any("was not written" in note for note in grown.notes)
 
 
-def test_timings_of_another_machine_are_not_compared() -> None:
-    here = {"figures": {}, "backend": {}, "latency_p50_ms": 1.0, "machine": {"cpu": "this"}}
+def test_a_saved_baseline_is_held_against_later(artifact: Artifact, tmp_path: Path, quick: None) -> None:
+    file = tmp_path / "baseline.json"
+    bench(artifact, tmp_path / "first", save_baseline=str(file))
 
-    assert "another machine" in _baseline.notes({**here, "machine": {"cpu": "that"}}, here)[0]
-    assert "no verdict" in _baseline.notes(here, here)[0]
-    memory = {"figures": {"memory_of_model_bytes": 1}}
-    assert _baseline.checks({**here, **memory, "backend": {"name": "other"}}, {**here, **memory}) == []
+    again, _ = bench(artifact, tmp_path / "again", baseline=str(file), save_baseline=str(file))
+
+    assert again.verdict == "pass" and json.loads(file.read_text())["figures"]["macs"] == 8 * 16 + 16 * 4
+    assert f"wrote {file}" in again.notes[-1]
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match="is no baseline"):
+        _baseline.save(tmp_path / "notes.json", json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "[" * 100_000, '{"schema": "modelops.baseline/1"}', '{"schema": "modelops.baseline/2"}'],
+)
+def test_a_file_that_is_no_baseline_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "baseline.json").write_text(text)
+    with pytest.raises(InputRefused, match="baseline"):
+        _baseline.load(tmp_path / "baseline.json")
+
+
+def summary(p50: float = 1.0, **other: Any) -> dict[str, Any]:
+    latency = {"p50": p50, "low": 0.95 * p50, "high": 1.05 * p50, "busy": 0.0}
+    return {"figures": {}, "feed": {}, "backend": {}, "latency_ms": latency, "machine": {"cpu": "this"}, **other}
+
+
+def test_timings_of_another_machine_or_a_busy_one_judge_nothing() -> None:
+    here, slow = summary(), summary(3.0)
+    busy = summary(3.0, latency_ms={**slow["latency_ms"], "busy": 0.6})
+    for before, why in (
+        (summary(machine={"cpu": "that"}), "another machine"),
+        (summary(backend={"name": "other"}), "another backend"),
+        (summary(latency_ms={**here["latency_ms"], "high": None}), "too few launches"),
+    ):
+        assert _baseline.checks(before, slow) == []
+        assert why in _baseline.notes(before, slow)[0]
+    assert _baseline.checks(here, busy) == [] and "busy" in _baseline.notes(here, busy)[0]
+
+
+def test_on_the_same_machine_a_gross_slow_down_fails() -> None:
+    [check] = _baseline.checks(summary(), summary(3.0))
+    assert check.verdict == "fail" and _baseline.notes(summary(), summary(3.0)) == []
+    [check] = _baseline.checks(summary(), summary(1.2))
+    assert check.verdict == "pass"
+
+
+def test_memory_is_compared_on_one_backend_and_one_feed() -> None:
+    def found(before: dict[str, Any]) -> list[str]:
+        now = summary(figures={"memory_of_model_bytes": 200 << 20}, machine={"cpu": "that"})
+        return [check.verdict for check in _baseline.checks(before, now)]
+
+    assert found(summary(figures={"memory_of_model_bytes": 100 << 20})) == ["fail"]
+    assert found(summary(figures={"memory_of_model_bytes": 190 << 20})) == ["pass"]
+    assert found(summary(figures={"memory_of_model_bytes": 1}, backend={"name": "other"})) == []
+    assert found(summary(figures={"memory_of_model_bytes": 1}, feed={"x": [2]})) == []
+
+
+def test_several_batches_are_measured_side_by_side(artifact: Artifact, tmp_path: Path, quick: None) -> None:
+    report, kept = bench(artifact, tmp_path / "out", batch="1,8,32", concurrency="2")
+
+    [table] = report.details["tables"]
+    assert [row[table["columns"].index("batch")] for row in table["rows"]] == [1, 8, 32]
+    names = {metric.name for metric in report.metrics}
+    assert {"latency_p50", "batch_8_latency_p50", "batch_32_throughput", "batch_32_throughput_2_at_once"} <= names
+    single, many = report.metric("latency_p50"), report.metric("batch_32_throughput")
+    assert single is not None and many is not None and many.n
+    assert float(many.value or 0) > 0 and float(single.value or 0) > 0
+    assert Evidence.read(kept).report().metrics == report.metrics
 
 
 def test_altered_evidence_is_refused(tmp_path: Path) -> None:
@@ -197,7 +269,8 @@ def test_a_model_that_crashes_while_it_is_timed_fails_the_stage(
     ({"dim": ["sequence=128"]}, "unknown dynamic dimension"),
     ({"dim": ["batch=4"]}, "counts the samples"),
     ({"ignore": 0.1}, "must lie below"),
-    ({"all_backends": True, "against_backend": "null"}, "times IN alone"),
+    ({"backend": "all", "against_backend": "null"}, "on one backend and one batch"),
+    ({"batch": "1,8", "against_backend": "null"}, "on one backend and one batch"),
 ])  # fmt: skip
 def test_what_can_not_be_done_is_refused(
     artifact: Artifact, tmp_path: Path, options: dict[str, Any], message: str
