@@ -225,6 +225,8 @@ def _integers(
     values = random.integers(0, top, shape)
     if shape and top > 100:  # every other row prefers small ids, as frequent words have
         values[1::2] = np.minimum(top ** random.random(values[1::2].shape), top - 1).astype(np.int64)
+    if "bbox" in name and shape[-1:] == (4,):  # left and top lie before right and bottom
+        values.sort(axis=-1)
     return values.astype(dtype)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modelops.core.tensors import Signature, TensorSpec
-from modelops.errors import StageFailed
 from modelops.sources._checkpoint import read_json
 
 # Sizes to trace with: none is 1, and no two that may vary are equal.
-_TRACED = {"batch": 2, "sequence": 12, "samples": 4000, "frames": 96}
+_TRACED = {"batch": 2, "sequence": 12, "decoder_sequence": 10, "samples": 4000, "frames": 96}
 _IMAGE_SIZE = 224
-OWN_INPUTS = "write a function that returns the model and its inputs, and convert file.py:function"
+_FRAMES = 8
 _SINGLE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+# Configurations inside a configuration that speak of images, and of sound.
+_OF_IMAGES = ("vision_config", "backbone_config", "image_config", "vision_tower_config", "encoder")
+_OF_SOUND = ("audio_config", "encoder_config", "audio_encoder_config", "speech_config", "encoder")
+_PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index", "video_token_id")
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,29 @@ class Examples:
             spec.name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.specs
         }
 
-    def tensors(self) -> dict[str, Any]:
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes to trace with."""
+        return {dim: _within(size, self.bounds.get(dim)) for dim, size in _TRACED.items()}
+
+    def tensors(self, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Seeded example inputs as torch tensors."""
         import torch
 
         from modelops.graphs.seeded import random_feed
 
-        sizes = {dim: _within(size, self.bounds.get(dim)) for dim, size in _TRACED.items()}
-        feed = random_feed(Signature(self.specs, ()), sizes["batch"], 0, sizes, self.ranges)
+        known = {**self.sizes, **(sizes or {})}
+        feed = random_feed(Signature(self.specs, ()), known["batch"], 0, known, self.ranges)
         return {name: torch.from_numpy(array) for name, array in feed.items()}
+
+    def fixed(self, dims: Sequence[str]) -> Examples:
+        """The same with some dimensions at the sizes that are traced."""
+        sizes = self.sizes
+        specs = tuple(
+            TensorSpec(s.name, s.dtype, tuple(sizes[str(dim)] if dim in dims else dim for dim in s.shape))
+            for s in self.specs
+        )
+        return Examples(specs, self.ranges, {dim: limits for dim, limits in self.bounds.items() if dim not in dims})
 
 
 def _within(size: int, bounds: tuple[int, int | None] | None) -> int:
@@ -49,60 +67,209 @@ def _within(size: int, bounds: tuple[int, int | None] | None) -> int:
     return max(low, min(size, high or size))
 
 
-def examples(module: Any, directory: Path) -> Examples:
-    """The inputs that a transformers model needs; StageFailed when that is not known for its sort."""
+@dataclass(frozen=True)
+class _Model:
+    """What is known of a module before it runs."""
+
+    config: Any
+    takes: frozenset[str]
+    required: tuple[str, ...]
+    main: str
+    directory: Path
+
+    def number(self, names: Sequence[str], inner: Sequence[str] = ()) -> int | None:
+        """The first of these settings that is a positive number, of the configuration or of one inside it."""
+        for config in (*(getattr(self.config, name, None) for name in inner), self.config):
+            for name in names:
+                value = getattr(config, name, None)
+                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                    return value
+        return None
+
+    @property
+    def text(self) -> Any:
+        return self.config.get_text_config()
+
+
+def candidates(module: Any, config: Any, directory: Path) -> Iterator[Examples]:
+    """Inputs that the module may take, the likeliest first; whether it runs on them is for the caller to try."""
     parameters = inspect.signature(module.forward).parameters
+    required = tuple(each.name for each in parameters.values() if each.default is each.empty and each.kind in _SINGLE)
+    main = getattr(module, "main_input_name", None) or getattr(config, "main_input_name", None) or "input_ids"
+    main = main if isinstance(main, str) else str(main[0])
+    model = _Model(config, frozenset(parameters), required, main, directory)
+    seen: set[tuple[TensorSpec, ...]] = set()
+    for names in _combinations(model):
+        wanted = tuple(dict.fromkeys((*names, *required)))
+        alternatives = [_alternatives(model, name) for name in wanted]
+        for specs in itertools.product(*alternatives):
+            if specs and specs not in seen:
+                seen.add(specs)
+                yield Examples(specs, _ranges(model, specs), _bounds(model, specs))
+
+
+def _combinations(model: _Model) -> Iterator[tuple[str, ...]]:
+    """Which inputs go together."""
+    text = _text_names(model) if "input_ids" in model.takes else ()
+    seen = ("pixel_values",) if "pixel_values" in model.takes else ()
+    # Where images or sounds stand for tokens of the text, the model takes text alone as well.
+    joined = any(getattr(model.config, name, None) is not None for name in _PLACEHOLDERS)
+    if model.main == "input_ids" and text:
+        if seen and not joined:
+            yield (*text, *seen)
+        yield text
+        if "decoder_input_ids" in model.takes:
+            yield (*text, "decoder_input_ids")
+    elif model.main in model.takes and model.main != "input_ids":
+        if joined and text:
+            yield text
+        yield (model.main,)
+        if text:
+            yield (*text, model.main)
+        if "decoder_input_ids" in model.takes:
+            yield (model.main, "decoder_input_ids")
+    for name in _INPUTS:
+        if name in model.takes and name not in ("attention_mask", "token_type_ids", "bbox", "decoder_input_ids"):
+            yield text if name == "input_ids" else (name,)
+    if text and seen:
+        yield (*text, *seen)
+
+
+def _text_names(model: _Model) -> tuple[str, ...]:
+    names = ["input_ids"]
+    if "attention_mask" in model.takes:
+        names.append("attention_mask")
+    if "token_type_ids" in model.takes and int(getattr(model.text, "type_vocab_size", 0) or 0) > 1:
+        names.append("token_type_ids")
+    if "bbox" in model.takes and model.number(("max_2d_position_embeddings",)) is not None:
+        names.append("bbox")
+    return tuple(names)
+
+
+def _alternatives(model: _Model, name: str) -> list[TensorSpec]:
+    """The forms that this input may have; none where it is not known."""
+    known = _INPUTS.get(name)
+    if known is None:
+        return []
     try:
-        found = _known(module, set(parameters), directory)
-    except (AttributeError, TypeError, ValueError) as error:  # a configuration without what its sort needs
-        raise _unknown(module, f"{module.main_input_name} of a size that its config.json does not tell") from error
-    known = {spec.name for spec in found.specs}
-    needed = [each.name for each in parameters.values() if each.default is each.empty and each.kind in _SINGLE]
-    missing = [name for name in needed if name not in known]
-    if missing:
-        raise _unknown(module, ", ".join(missing))
+        shapes = known(model)
+    except (AttributeError, TypeError, ValueError):  # a configuration without what its sort needs
+        return []
+    dtype = "int64" if name in _COUNTED else "float32"
+    return [TensorSpec(name, dtype, tuple(shape)) for shape in shapes]
+
+
+Shape = Sequence[int | str]
+_COUNTED = frozenset({"input_ids", "attention_mask", "token_type_ids", "bbox", "decoder_input_ids", "codes"})
+
+
+def _tokens(_model: _Model) -> list[Shape]:
+    return [("batch", "sequence")]
+
+
+def _image(model: _Model) -> list[Shape]:
+    channels = model.number(("num_channels", "in_channels", "in_chans"), _OF_IMAGES) or 3
+    height, width = _image_size(model)
+    found: list[Shape] = [("batch", channels, height, width)]
+    frames = model.number(("num_frames",), _OF_IMAGES)
+    if frames:
+        found.append(("batch", frames, channels, height, width))
     return found
 
 
-def _unknown(module: Any, what: str) -> StageFailed:
-    return StageFailed(
-        f"no example inputs are known for {type(module).__name__}, which takes {what}",
-        hint=OWN_INPUTS,
-    )
+def _video(model: _Model) -> list[Shape]:
+    frames = model.number(("frames_per_clip", "num_frames"), _OF_IMAGES) or _FRAMES
+    channels = model.number(("num_channels", "in_channels", "in_chans"), _OF_IMAGES) or 3
+    return [("batch", frames, channels, *_image_size(model))]
 
 
-def _known(module: Any, takes: set[str], directory: Path) -> Examples:
-    config, main = module.config, module.main_input_name
-    if main == "input_ids":
-        found = _text(config, takes, directory)
-        # Where images stand for tokens of the text, the model takes text alone as well.
-        joined = any(hasattr(config, name) for name in ("image_token_id", "image_token_index"))
-        if "pixel_values" in takes and hasattr(config, "vision_config") and not joined:
-            found = Examples((*found.specs, _image(config.vision_config, directory)), found.ranges, found.bounds)
-        return found
-    if main == "pixel_values":
-        return Examples((_image(config, directory),))
-    if main == "input_values" and hasattr(config, "num_mel_bins"):
-        return Examples((TensorSpec(main, "float32", ("batch", int(config.max_length), int(config.num_mel_bins))),))
-    if main == "input_values":
-        return Examples((TensorSpec(main, "float32", ("batch", "samples")),), bounds={"samples": (400, None)})
-    if main == "input_features" and hasattr(config, "num_mel_bins"):
-        frames = 2 * int(config.max_source_positions)  # Whisper takes exactly what its positions span
-        return Examples((TensorSpec(main, "float32", ("batch", int(config.num_mel_bins), frames)),))
-    raise _unknown(module, main)
+def _waves(model: _Model) -> list[Shape]:
+    """Sound as samples; or where the configuration speaks of mel bins, as a spectrogram of one length."""
+    found: list[Shape] = []
+    bins, length = model.number(("num_mel_bins",)), model.number(("max_length", "spec_size"))
+    if bins and length:
+        found.append(("batch", length, bins))
+    return [*found, ("batch", "samples"), ("batch", 1, "samples")]
 
 
-def _text(config: Any, takes: set[str], directory: Path) -> Examples:
-    inner = config.get_text_config()
-    shape = ("batch", "sequence")
-    specs, ranges = [TensorSpec("input_ids", "int64", shape)], {"input_ids": int(inner.vocab_size)}
-    if "attention_mask" in takes:
-        specs.append(TensorSpec("attention_mask", "int64", shape))
-    kinds = int(getattr(inner, "type_vocab_size", 0) or 0)
-    if "token_type_ids" in takes and kinds > 1:
-        specs.append(TensorSpec("token_type_ids", "int64", shape))
-        ranges["token_type_ids"] = kinds
-    return Examples(tuple(specs), ranges, {"sequence": (1, _longest(inner, directory))})
+def _spectrogram(model: _Model) -> list[Shape]:
+    """Frames of mel bins: of the one length that positions span, or of any."""
+    named = ("num_mel_bins", "n_mels", "mel_bins", "input_feat_per_channel", "feature_size", "input_dim",
+             "feature_projection_input_dim", "input_size", "input_channels")  # fmt: skip
+    bins = model.number(named, _OF_SOUND) or 80
+    found: list[Shape] = []
+    positions = model.number(("max_source_positions",), _OF_SOUND)
+    if positions:  # Whisper takes exactly what its positions span
+        found.append(("batch", bins, 2 * positions))
+    size = model.number(("spec_size",), _OF_SOUND)
+    if size:
+        found.append(("batch", 1, size * max(1, size // bins), bins))
+    return [*found, ("batch", "frames", bins), ("batch", bins, "frames"), ("batch", 1, "frames", bins)]
+
+
+def _series(model: _Model) -> list[Shape]:
+    length = model.number(("context_length",)) or 32
+    channels = model.number(("num_input_channels", "input_size")) or 1
+    return [("batch", length, channels), ("batch", length)]
+
+
+def _vectors(model: _Model) -> list[Shape]:
+    width = model.number(("hidden_size", "d_model", "n_embd", "embed_dim"))
+    return [("batch", "sequence", width)] if width else []
+
+
+def _mel(model: _Model) -> list[Shape]:
+    return [("batch", "frames", model.number(("model_in_dim", "num_mel_bins", "num_mels")) or 80)]
+
+
+_INPUTS: Mapping[str, Callable[[_Model], list[Shape]]] = {
+    "input_ids": _tokens,
+    "attention_mask": _tokens,
+    "token_type_ids": _tokens,
+    "bbox": lambda _: [("batch", "sequence", 4)],
+    "decoder_input_ids": lambda _: [("batch", "decoder_sequence")],
+    "pixel_values": _image,
+    "pixel_values_videos": _video,
+    "input_values": _waves,
+    "input_features": _spectrogram,
+    "spectrogram": _mel,
+    "past_values": _series,
+    "inputs_embeds": _vectors,
+    "hidden_states": _vectors,
+}
+"""The shapes that an input of this name may have, by what the configuration says."""
+
+
+def _ranges(model: _Model, specs: Sequence[TensorSpec]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for spec in specs:
+        if spec.name in ("input_ids", "decoder_input_ids"):
+            found[spec.name] = _words(model)
+        elif spec.name == "token_type_ids":
+            found[spec.name] = int(model.text.type_vocab_size)
+        elif spec.name == "bbox":
+            found[spec.name] = model.number(("max_2d_position_embeddings",)) or 1
+    return found
+
+
+def _words(model: _Model) -> int:
+    """How many tokens there are, those at the end left out that stand for an image or a sound."""
+    count = int(model.text.vocab_size)
+    ids = (getattr(model.config, name, None) for name in _PLACEHOLDERS)
+    special = [value for value in ids if isinstance(value, int) and count // 2 < value < count]
+    return min(special, default=count)
+
+
+def _bounds(model: _Model, specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int | None]]:
+    dims = {dim for spec in specs for dim in spec.shape}
+    found: dict[str, tuple[int, int | None]] = {}
+    if "sequence" in dims:
+        found["sequence"] = (1, _longest(model.text, model.directory))
+    if "decoder_sequence" in dims:
+        found["decoder_sequence"] = (1, _longest(model.text, model.directory))
+    if "samples" in dims:
+        found["samples"] = (400, None)
+    return found
 
 
 def _longest(config: Any, directory: Path) -> int | None:
@@ -116,23 +283,19 @@ def _longest(config: Any, directory: Path) -> int | None:
     return min(found, default=None)
 
 
-def _image(config: Any, directory: Path) -> TensorSpec:
-    height, width = _image_size(config, directory)
-    return TensorSpec("pixel_values", "float32", ("batch", int(getattr(config, "num_channels", 3)), height, width))
-
-
-def _image_size(config: Any, directory: Path) -> tuple[int, int]:
+def _image_size(model: _Model) -> tuple[int, int]:
     """Height and width: what the model was built for, else what its preprocessor makes, else 224."""
-    candidates = [getattr(config, "image_size", None)]
-    path = directory / "preprocessor_config.json"
+    configs = (model.config, *(getattr(model.config, name, None) for name in _OF_IMAGES))
+    found = [getattr(config, name, None) for config in configs for name in ("image_size", "img_size")]
+    path = model.directory / "preprocessor_config.json"
     if path.is_file():
         values = read_json(path)
-        candidates += [values.get("crop_size"), values.get("size")]
-    for value in candidates:
+        found += [values.get("crop_size"), values.get("size")]
+    for value in found:
         if isinstance(value, Mapping):
             value = (value.get("height", value.get("shortest_edge")), value.get("width", value.get("shortest_edge")))
         if isinstance(value, int) and value > 0:
             return value, value
-        if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value):
-            return int(value[0]), int(value[1])
+        if isinstance(value, (list, tuple)) and len(value) >= 2 and all(isinstance(n, int) and n > 0 for n in value):
+            return int(value[-2]), int(value[-1])
     return _IMAGE_SIZE, _IMAGE_SIZE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelops.core.worker import Limits
-from modelops.errors import EnvironmentMissing, InputRefused, ModelOpsError, StageFailed, UsageError, missing_path, tool
+from modelops.errors import EnvironmentMissing, InputRefused, ModelOpsError, StageFailed, UsageError, missing_path
 from modelops.sources import Loaded, Request, Source
 from modelops.sources._checkpoint import checked_config, companions
 from modelops.sources._weights import listed
@@ -46,22 +46,20 @@ class Huggingface(Source):
     def open(self, spec: str, request: Request) -> Loaded:
         directory = _directory(spec)
         config = checked_config(directory)
-        from modelops.sources._modality import examples
+        from modelops.sources._parts import choose
         from modelops.sources._pooling import pooled, pooling_of
 
         pooling = pooling_of(directory)
-        module, notes = _model(directory, config, request)
-        if getattr(module.config, "is_encoder_decoder", False):
-            with tool("transformers"):
-                module = module.get_encoder()
-            notes.append("an encoder–decoder model: its encoder alone was converted")
-        found = examples(module, directory)
+        model, notes = _model(directory, config, request)
+        chosen = choose(model, directory)
+        module, found = chosen.module, chosen.examples
+        notes += chosen.notes
         if pooling is not None:
             module = pooled(module, pooling).eval()
             notes.append(f"sentence embedding by {pooling}")
         return Loaded(
             module=module,
-            kwargs=found.tensors(),
+            kwargs={**found.tensors(), **chosen.settings},
             drawn=True,
             dynamic=found.dynamic,
             ranges=found.ranges,
@@ -132,9 +130,16 @@ def _model(directory: Path, config: Mapping[str, Any], request: Request) -> tupl
     stored = config.get("dtype", config.get("torch_dtype"))
     if stored not in (None, "float32"):
         notes.append(f"weights of type {stored} were converted to float32")
-    model.config.use_cache = False
+    for part in (model.config, *_inner(model.config)):
+        part.use_cache = False
     model.config.return_dict = True
     return model.eval(), notes
+
+
+def _inner(config: Any) -> list[Any]:
+    """The configurations inside a configuration."""
+    found = (getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ())
+    return [inner for inner in found if hasattr(inner, "use_cache")]
 
 
 def _refuse_old(version: str) -> None:
