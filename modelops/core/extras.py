@@ -14,6 +14,7 @@ _EXTRAS = {
     "PIL": "images",
     "sklearn": "sklearn",
     "skl2onnx": "sklearn",
+    "skops": "sklearn",
     "openvino": "openvino",
     "matplotlib": "plots",
 }

@@ -23,10 +23,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Context:
-    """What a dataset may need to know of the model: its signature, and its directory (for a tokenizer)."""
+    """What a dataset may need to know of the model: its signature, and its directory (for a tokenizer).
+
+    Without ``known`` the signature is empty, because the model does not say what it takes: data that names its arrays
+    is given as it is.
+    """
 
     signature: Signature
     directory: Path | None = None
+    known: bool = True
 
 
 class Dataset(Component):
@@ -34,6 +39,8 @@ class Dataset(Component):
 
     made_up: ClassVar[bool] = False
     """Whether the samples are invented: agreement of decisions on them says nothing."""
+    names_inputs: ClassVar[bool] = False
+    """Whether the data names the model's inputs, so that it can be read where the model does not."""
 
     @classmethod
     def code(cls, path: Path) -> tuple[Path, ...]:

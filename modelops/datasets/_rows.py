@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelops.core.tensors import Signature
-from modelops.datasets import Sample
+from modelops.datasets import Context, Sample
 from modelops.errors import InputRefused, nearest
 from modelops.graphs.batches import BatchAxis
 
 LABELS = "labels"
 
 
-def rows(arrays: Mapping[str, Any], signature: Signature, where: str, limit: int | None) -> Iterator[Sample]:
+def rows(arrays: Mapping[str, Any], context: Context, where: str, limit: int | None) -> Iterator[Sample]:
     """The samples of one array per input; the array ``labels`` holds their labels, unless an input has that name.
 
     InputRefused when a name is missing or unknown, when lengths differ, or when there are no samples.
     """
-    names = [spec.name for spec in signature.inputs]
+    signature = context.signature
+    names = [spec.name for spec in signature.inputs] if context.known else [name for name in arrays if name != LABELS]
     labels = None if LABELS in names else arrays.get(LABELS)
     for name in arrays:
         if name not in names and name != LABELS:
@@ -31,7 +31,9 @@ def rows(arrays: Mapping[str, Any], signature: Signature, where: str, limit: int
             raise InputRefused(f"{where} holds no array {name!r} (found: {found})", hint="give one array per input")
     axis = BatchAxis.of(signature)
     shared = {
-        name for name in names if name not in axis.inputs and arrays[name].ndim == len(signature.input(name).shape)
+        name
+        for name in names
+        if context.known and name not in axis.inputs and arrays[name].ndim == len(signature.input(name).shape)
     }
     count = _count({name: arrays[name] for name in names if name not in shared}, labels, where)
     for number in range(count if limit is None else min(count, limit)):

@@ -26,6 +26,7 @@ _TEXT_KEYS = ("text", "text_pair", "label")
 class Jsonl(Dataset):
     """JSON lines: {"text": …, "text_pair": …, "label": …}, or arrays by input name ({"x": [1, 2], "label": 0})."""
 
+    names_inputs = True
     tools = ("tokenizers",)
 
     max_length: int | None = option(
@@ -43,6 +44,11 @@ class Jsonl(Dataset):
         for number, (key, record) in enumerate(_records(path)):
             if limit is not None and number >= limit:
                 return
+            if "text" in record and not context.known:
+                raise InputRefused(
+                    f"{key}: a text does not tell what the model takes",
+                    hint='say it: --input "input_ids:int64[batch,sequence]"',
+                )
             if "text" in record and not any(spec.name == "text" for spec in context.signature.inputs):
                 encoder = encoder or _Encoder(context, self.max_length)
                 yield Sample(encoder.feed(record, key), record.get("label"), key)

@@ -14,6 +14,8 @@ from modelops.graphs.arrays import read_npy
 class NpyFolder(Dataset):
     """A folder with one .npy file per input; the first axis counts samples, labels.npy holds labels."""
 
+    names_inputs = True
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         return path.is_dir() and any(path.glob("*.npy"))
@@ -24,4 +26,4 @@ class NpyFolder(Dataset):
         if not files:
             raise InputRefused(f"{path} holds no .npy files", hint="give one file per input of the model")
         arrays = {name: read_npy(file, mapped=True) for name, file in files.items()}
-        yield from rows(arrays, context.signature, str(path), limit)
+        yield from rows(arrays, context, str(path), limit)

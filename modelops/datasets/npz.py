@@ -13,9 +13,11 @@ from modelops.graphs.arrays import read_npz
 class Npz(Dataset):
     """A .npz file with one array per input; the first axis counts samples, "labels" holds labels."""
 
+    names_inputs = True
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         return path.suffix == ".npz" and path.is_file()
 
     def samples(self, path: Path, context: Context, limit: int | None = None) -> Iterator[Sample]:
-        yield from rows(read_npz(path), context.signature, str(path), limit)
+        yield from rows(read_npz(path), context, str(path), limit)

@@ -76,8 +76,17 @@ class _Watcher:
         """
         arrays = [*self.eager.feed().values(), *self.prepared.outputs.values()]
         sizes = [dict(self.envelope.traced)] * count if whole else row_sizes(self.envelope, arrays, count)
-        names = [ROWS] if len(sizes) == 1 else [f"{ROWS}-{number:02}" for number in range(len(sizes))]
-        work = list(zip(names, sizes, range(self.seed, self.seed + len(sizes)), strict=True))
+        samples, batch = self.prepared.samples, self.envelope.batch
+        if samples is not None:
+            given = self._given(list(samples.feeds(1 if whole or batch is None else sizes[0][batch])))
+            left = count - len(samples)
+            rest = [] if left <= 0 else sizes[:left] if whole else row_sizes(self.envelope, arrays, left)
+            return _numbered([*given, *self._drawn(rest)])
+        return _numbered(self._drawn(sizes))
+
+    def _drawn(self, sizes: Sequence[Mapping[str, int]]) -> list[Case]:
+        """The cases of made-up feeds of these sizes."""
+        work = [(ROWS, each, self.seed + number) for number, each in enumerate(sizes)]
         try:
             return [self._case(*item) for item in work]
         except Exception as error:
@@ -113,10 +122,17 @@ class _Watcher:
             return []
 
     def _case(self, name: str, sizes: Mapping[str, int], seed: int) -> Case:
-        feed = self._draw(sizes, seed)
+        return self._run(name, self._draw(sizes, seed), sizes)
+
+    def _run(self, name: str, feed: Feed, sizes: Mapping[str, int]) -> Case:
         outputs = self.eager.run(feed)
         self.seen.append((dict(sizes), {name: value.shape for name, value in outputs.items()}))
         return Case(name, feed, outputs)
+
+    def _given(self, feeds: Sequence[Feed]) -> list[Case]:
+        """The cases of the user's own samples."""
+        with told(None, "running the module on the samples of --data"):
+            return [self._run(ROWS, feed, self.envelope.sizes(feed)) for feed in feeds]
 
     def _draw(self, sizes: Mapping[str, int], seed: int) -> Feed:
         known = self.prepared.examples, self.prepared.ranges
@@ -143,6 +159,13 @@ class _Watcher:
         self.notes.append(f"the source itself takes no {dim} below {high}: {reason}")
         bounds = {**self.envelope.bounds, dim: (high, self.envelope.high(dim))}
         self.envelope = replace(self.envelope, bounds=bounds)
+
+
+def _numbered(cases: Sequence[Case]) -> list[Case]:
+    """Cases of sample rows by their names: ``rows`` where there is one, else ``rows-00`` and so on."""
+    if len(cases) == 1:
+        return list(cases)
+    return [replace(case, name=f"{ROWS}-{number:02}") for number, case in enumerate(cases)]
 
 
 def _undefined(prepared: Prepared, cases: Sequence[Case]) -> Check | None:

@@ -18,6 +18,7 @@ from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
 from modelops.sources import Loaded
 from modelops.stages._cases import trimmed
 from modelops.stages._compare import running
+from modelops.stages._given import Samples
 from modelops.stages._trial import Layout, try_out
 
 if TYPE_CHECKING:
@@ -34,31 +35,46 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
         original = Path(scratch) / "original.onnx"
         notes = [*loaded.notes, *rewrite(loaded.onnx, original)]
         before = summary(original)["opsets"].get("", 0)
-        cases, refused = _cases(original, rows=stage.rows, seed=stage.seed)
+        given = stage.given(loaded)
+        samples = given.samples(signature(original)) if given is not None else None
+        cases, refused = _cases(original, samples, rows=stage.rows, seed=stage.seed)
         if cases and refused is None:
             reference.write(draft.file(reference.FILE_NAME), cases)
-        if stage.opset is None or stage.opset == before:
+        same = stage.opset is None or stage.opset == before
+        if stage.opset is None or same:
             rewrite(original, target)
-            checks = [_runs(cases, refused)]
         else:
             _upgrade(original, target, stage.opset, Path(scratch))
-            checks = try_out(target, cases, _layout(target)).checks() if refused is None else [_runs(cases, refused)]
+        if refused is not None or (same and not stage.gates):
+            checks = [_runs(cases, refused)]
+        else:
+            checks = try_out(target, cases, _layout(target), stage.gates).checks()
     obtained = summary(target)["opsets"].get("", 0)
     shapes = [{"case": c.name, "inputs": {n: list(a.shape) for n, a in c.feed.items()}} for c in cases]
     details: dict[str, Any] = {"opset": obtained, "opset_before": before, "shapes": shapes}
+    if given is not None and samples is not None:
+        notes += samples.notes
+        details["code_executed"] = [dict(entry) for entry in given.code_executed()]
     return Report((Metric("opset", obtained),), tuple(checks), tuple(notes), details)
 
 
-def _cases(model: Path, *, rows: int, seed: int) -> tuple[list[Case], str | None]:
-    """What the model makes of seeded rows and of the shape corners that it takes; or why it does not run."""
+def _cases(model: Path, samples: Samples | None, *, rows: int, seed: int) -> tuple[list[Case], str | None]:
+    """What the model makes of samples or seeded rows, and of the shape corners that it takes; or why it does not run.
+
+    The user's own samples must run.
+    """
     bounds, form = index_bounds(model), signature(model)
-    feeds = random_feeds(form, rows, seed, bounds)
+    feeds = list(samples.feeds(rows)) if samples is not None else []
+    left = rows - (len(samples) if samples is not None else 0)
+    feeds += random_feeds(form, left, seed, bounds) if left > 0 else []
     names = [ROWS] if len(feeds) == 1 else [f"{ROWS}-{number:02}" for number in range(len(feeds))]
     found = []
     with running(model) as session:
         try:
             found += [Case(name, feed, session.run(feed)) for name, feed in zip(names, feeds, strict=True)]
         except StageFailed as error:
+            if samples is not None:
+                raise
             return [], error.message
         for name, feed in zip(_CORNERS, corner_feeds(form, seed, bounds), strict=False):
             try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.core.artifact import Draft
 from modelops.core.report import Metric, Report
+from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import StageFailed, tool
 from modelops.graphs import reference
 from modelops.graphs.files import save
@@ -33,24 +34,36 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     estimator = loaded.module
     _refuse_unknown(estimator)
     random = np.random.default_rng(stage.seed)
-    cases = [_case(ROWS, estimator, samples(estimator, stage.rows, random))]
+    given = stage.given(loaded)
+    found = given.samples(_signature(estimator)) if given is not None else None
+    rows = [next(found.feeds(len(found)))[_INPUT]] if found is not None else []
+    if (left := stage.rows - sum(map(len, rows))) > 0:
+        rows.append(samples(estimator, left, random))
+    cases = [_case(ROWS, estimator, np.concatenate(rows))]
     cases += [_case(name, estimator, samples(estimator, count, random)) for name, count in _CORNERS.items()]
     model, notes = _converted(estimator, stage.opset or _OPSET)
     target = draft.file("model.onnx")
     save(onnx_ir.serde.deserialize_model(model), target)
     layout = Layout(_BATCH, {name: (_BATCH, *array.shape[1:]) for name, array in cases[0].outputs.items()})
-    trial = try_out(target, cases, layout)
+    trial = try_out(target, cases, layout, stage.gates)
     checks = trial.checks()
     reference.write(draft.file(reference.FILE_NAME), cases)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    details = {
+    details: dict[str, Any] = {
         "exporter": "skl2onnx",
         "opset": opset,
         "estimator": type(estimator).__name__,
         "shapes": [{"case": case.name, "inputs": {_INPUT: list(case.feed[_INPUT].shape)}} for case in cases],
         "code_executed": [dict(entry) for entry in loaded.code_executed],
     }
+    if given is not None and found is not None:
+        notes += found.notes
+        details["code_executed"] = [*details["code_executed"], *map(dict, given.code_executed())]
     return Report((Metric("opset", opset),), tuple(checks), (*loaded.notes, *notes), details)
+
+
+def _signature(estimator: Any) -> Signature:
+    return Signature((TensorSpec(_INPUT, "float32", (_BATCH, int(estimator.n_features_in_))),), ())
 
 
 def _refuse_unknown(estimator: Any) -> None:

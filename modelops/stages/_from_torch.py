@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from modelops.core.artifact import Draft
 from modelops.core.progress import progress
 from modelops.core.report import Check, Metric, Report
-from modelops.errors import ModelOpsError, ResourceExhausted, StageFailed
+from modelops.errors import ModelOpsError, ResourceExhausted, StageFailed, UsageError
 from modelops.graphs import reference
 from modelops.graphs.reference import Case
 from modelops.sources import Loaded
 from modelops.stages._cases import Cases, observe
 from modelops.stages._causes import Cause, classify
 from modelops.stages._exporters import Job, NothingSuggested, Rung, ladder
+from modelops.stages._given import Given
 from modelops.stages._prepare import Prepared, prepare
 from modelops.stages._trial import Trial, try_out
 
@@ -68,34 +69,41 @@ class _Made:
         return next((check for check in self.checks if check.verdict == "fail"), None)
 
 
-def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
-    """Write model.onnx and reference.npz into the draft, and report what was checked."""
+def convert(loaded: Loaded, stage: Convert, draft: Draft, *, opening: float = 0.0) -> Report:
+    """Write model.onnx and reference.npz into the draft, and report what was checked.
+
+    ``opening`` is how long it took to load the source, in seconds.
+    """
     import torch
 
     with torch.no_grad():
-        return _convert(loaded, stage, draft)
+        return _convert(loaded, stage, draft, _Work({"opening": round(opening, 3)}, list(loaded.notes)))
 
 
-def _convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
-    work = _Work(notes=list(loaded.notes))
-    prepared = prepare(loaded, stage)
+def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Report:
+    given = stage.given(loaded)
+    with work.timed("running the source"):
+        prepared = prepare(loaded, stage, given)
+    if prepared.samples is not None:
+        work.notes += [f"the first {len(prepared.samples)} samples of --data are in reference.npz"]
+        work.notes += prepared.samples.notes
     with work.timed("running the source"):
         cases = observe(prepared, rows=stage.rows, seed=stage.seed)
     work.notes += cases.notes
     if cases.problem is not None:
-        return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, cases, work))
-    made = _climb(
-        prepared, cases, ladder(stage.exporter, loaded.exporters), stage.opset, draft.file("model.onnx"), work
-    )
+        return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, given, cases, work))
+    rungs = ladder(stage.exporter, loaded.exporters)
+    made = _climb(prepared, cases, rungs, stage, draft.file("model.onnx"), work)
     if made.failed is None:
         with work.timed("float64"):
             made = _with_float64(made, prepared, work)
         stored = [case for case in made.trial.cases if case.name in cases.stored]
-        reference.write(draft.file(reference.FILE_NAME), stored)
-        for name, path in loaded.files.items():
-            draft.copy(path, name)
+        with work.timed("writing"):
+            reference.write(draft.file(reference.FILE_NAME), stored)
+            for name, path in loaded.files.items():
+                draft.copy(path, name)
     work.notes += [f"{rung} failed: {cause.kind}: {cause.text}; {cause.hint}" for rung, cause in work.failed]
-    details = _details(loaded, cases, work) | {
+    details = _details(loaded, given, cases, work) | {
         "exporter": made.rung.partition("-")[0],
         "rung": made.rung,
         "opset": made.opset,
@@ -104,24 +112,29 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     return Report(_metrics(made), tuple(made.checks), tuple(work.notes), details)
 
 
-def _climb(
-    prepared: Prepared, cases: Cases, rungs: Sequence[Rung], opset: int | None, target: Path, work: _Work
-) -> _Made:
+def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Convert, target: Path, work: _Work) -> _Made:
     """The first rung whose result holds; else what the very first made, if it made anything; StageFailed otherwise."""
     first: _Made | None = None
     with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
-        job = Job(prepared.eager, prepared.eager.tensors, prepared.envelope, cases.layout.dims, opset, Path(scratch))
+        dims, place = cases.layout.dims, Path(scratch)
+        job = Job(prepared.eager, prepared.eager.tensors, prepared.envelope, dims, stage.opset, place)
         for rung, export in rungs:
             try:
                 with work.timed("export"):
-                    written = _written(export(job), target)
-                _release()
-                with work.timed("check"):
-                    trial = try_out(target, cases.cases, cases.layout)
+                    model = export(job)
+                with work.timed("writing"):
+                    written = _written(model, target)
+                    del model
+                    _release()
+                with work.timed("onnxruntime"):
+                    trial = try_out(target, cases.cases, cases.layout, stage.gates)
+                    _release()
+                with work.timed("judging"):
                     made = _Made(rung, written, trial, trial.checks())
-                _release()
             except NothingSuggested:
                 continue
+            except UsageError:
+                raise
             except Exception as error:
                 log.debug("%s failed", rung, exc_info=True)
                 work.failed.append((rung, classify(error)))
@@ -222,8 +235,9 @@ def _tried(made: _Made, cases: Cases) -> list[dict[str, Any]]:
     ]
 
 
-def _details(loaded: Loaded, cases: Cases, work: _Work) -> dict[str, Any]:
+def _details(loaded: Loaded, given: Given | None, cases: Cases, work: _Work) -> dict[str, Any]:
     envelope = cases.envelope
+    code = given.code_executed() if given is not None else ()
     bounds = {dim: [envelope.low(dim), envelope.high(dim)] for dim in envelope.dims}
     return {
         "dimensions": {dim: {"traced": envelope.traced[dim], "bounds": bounds[dim]} for dim in envelope.dims},
@@ -231,5 +245,5 @@ def _details(loaded: Loaded, cases: Cases, work: _Work) -> dict[str, Any]:
         "failed_rungs": [{"rung": rung, **cause.to_dict()} for rung, cause in work.failed],
         "outputs": {name: list(dims) for name, dims in cases.layout.dims.items()},
         "seconds": work.seconds,
-        "code_executed": [dict(entry) for entry in loaded.code_executed],
+        "code_executed": [dict(entry) for entry in (*loaded.code_executed, *code)],
     }

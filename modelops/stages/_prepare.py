@@ -12,6 +12,7 @@ from modelops.graphs.seeded import random_feed
 from modelops.sources import Loaded
 from modelops.sources._user_code import summary, told
 from modelops.stages._eager import Eager, parameters
+from modelops.stages._given import Given, Samples
 from modelops.stages._shapes import Envelope, by_batch, declared, from_specs, parse_bounds, parse_input
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Prepared:
     """A module that has run on its example inputs, and the shapes that its conversion must take.
 
     ``examples`` are the inputs that the user gave, to draw others like them; empty where they were made up.
+    ``samples`` are those of ``--data``, to be run as they are.
     """
 
     eager: Eager
@@ -36,30 +38,49 @@ class Prepared:
     examples: Mapping[str, NDArray[Any]]
     ranges: Mapping[str, int]
     outputs: Mapping[str, NDArray[Any]]
+    samples: Samples | None = None
 
 
-def prepare(loaded: Loaded, stage: Convert) -> Prepared:
+def prepare(loaded: Loaded, stage: Convert, given: Given | None = None) -> Prepared:
     """Run the module on its example inputs, with a batch of two or more; the errors name what to change."""
     asked = tuple(parse_input(text) for text in stage.input)
     bounds = {**loaded.bounds, **parse_bounds(stage.dim)}
     if stage.static and (stage.dim or any(spec.dynamic for spec in asked)):
         raise UsageError("--static leaves no dimension to vary", hint="leave out --static, or give sizes in --input")
-    if loaded.args or loaded.kwargs:
+    own = bool(loaded.args or loaded.kwargs)
+    if given is not None and not own and not asked:
+        asked = given.specs(double=_computes_in_float64(loaded.module), static=stage.static)
+    if own:
         eager = Eager(loaded.module, loaded.args, loaded.kwargs, loaded.input_names)
         if not eager.input_names:
             raise StageFailed("there is no tensor among the example inputs", hint="give the module's inputs as tensors")
     else:
         eager = _from_description(loaded, asked, bounds)
-    made_up = loaded.drawn or not (loaded.args or loaded.kwargs)
+    made_up = loaded.drawn or not own
     specs = _named(eager, loaded, asked, bounds, static=stage.static)
     _refuse_unknown(stage, specs)
     examples = {} if made_up else eager.feed()
+    samples = given.samples(Signature(specs, ())) if given is not None else None
+    if samples is not None:
+        examples = next(samples.feeds(len(samples)))
+        if not own:
+            eager.tensors = _tensors(eager, next(samples.feeds(2)))
     hint = "write a function that gives inputs of your own, and convert file.py:function" if loaded.drawn else ""
     with told(None, "running the module on its example inputs", hint=hint):
         outputs = eager.probe(eager.feed())
         _refuse_random(eager, outputs)
     envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.drawn and bool(asked or stage.static))
-    return Prepared(eager, envelope, examples, loaded.ranges, outputs)
+    return Prepared(eager, envelope, examples, loaded.ranges, outputs, samples)
+
+
+def _computes_in_float64(module: Any) -> bool:
+    return any(str(tensor.dtype) == "torch.float64" for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _tensors(eager: Eager, feed: Mapping[str, NDArray[Any]]) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.from_numpy(feed[name]) for name in eager.input_names]
 
 
 def _from_description(loaded: Loaded, asked: Sequence[TensorSpec], bounds: Bounds) -> Eager:
@@ -68,7 +89,8 @@ def _from_description(loaded: Loaded, asked: Sequence[TensorSpec], bounds: Bound
 
     if not asked:
         raise UsageError(
-            "the source gives no example inputs", hint='say what the module takes: --input "x:float32[batch,3,224,224]"'
+            "the source gives no example inputs",
+            hint='say what the module takes: --input "x:float32[batch,3,224,224]", or give samples with --data',
         )
     envelope = from_specs(asked, bounds)
     feed = random_feed(envelope.signature, 2, 0, envelope.traced, loaded.ranges)
@@ -147,11 +169,9 @@ def _settled(eager: Eager, specs: Sequence[TensorSpec], bounds: Bounds, loaded: 
         for s in specs
     )
     if redraw:
-        import torch
-
         envelope = from_specs(specs, bounds)
         feed = random_feed(envelope.signature, 2, 0, envelope.traced, loaded.ranges)
-        eager.tensors = [torch.from_numpy(feed[name]) for name in eager.input_names]
+        eager.tensors = _tensors(eager, feed)
         with told(None, "running the module on inputs of these shapes"):
             eager.run(eager.feed())
         return envelope

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import UsageError, unknown_name
@@ -74,6 +75,11 @@ class Envelope:
         """By input: its dynamic axes and their names; inputs without any are left out."""
         found = {s.name: {axis: dim for axis, dim in enumerate(s.shape) if isinstance(dim, str)} for s in self.specs}
         return {name: axes for name, axes in found.items() if axes}
+
+    def sizes(self, feed: Mapping[str, Any]) -> dict[str, int]:
+        """The size of every dynamic dimension in a feed."""
+        axes = self.axes
+        return {dim: int(feed[name].shape[axis]) for name, found in axes.items() for axis, dim in found.items()}
 
     def low(self, dim: str) -> int:
         return self.bounds.get(dim, (1, None))[0]

@@ -13,6 +13,7 @@ from modelops.errors import StageFailed
 from modelops.graphs.reference import Case
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
+from modelops.measures.gates import Gate
 from modelops.measures.judging import Float64Errors, judge
 from modelops.stages._compare import running
 
@@ -43,11 +44,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Trial:
-    """What onnxruntime made of each case: its outputs as far as the reference keeps them, or why it failed."""
+    """What onnxruntime made of each case: its outputs as far as the reference keeps them, or why it failed.
+
+    ``gates`` are the user's own; each takes the place of the one on the same figure.
+    """
 
     cases: Sequence[Case]
     results: Sequence[Outputs | str]
     layout: Layout
+    gates: Sequence[Gate] = ()
 
     @property
     def working(self) -> list[Case]:
@@ -67,7 +72,7 @@ class Trial:
                 return [Check("runs", "fail", text)]
         # Of one row, the source's own error may be nothing by chance: float64 is judged on all shapes together.
         float64 = self._float64([*self._rows(), *self._others_run()])
-        checks = judge(self.differences(), "export", agreement_evaluated=False, float64=float64)
+        checks = judge(self.differences(), "export", agreement_evaluated=False, overrides=self.gates, float64=float64)
         checks = [_unspoiled(check, checks, self.differences()) for check in checks]
         return checks + [self._corner(*pair) for pair in self._others()]
 
@@ -98,7 +103,7 @@ class Trial:
         if isinstance(result, str):
             return Check(name, "fail", f"{shape_text(case)}: onnxruntime fails: {result}")
         pairs = [(case, result)]
-        judged = judge(self._differences(pairs), "export", agreement_evaluated=False, rows_min=1)
+        judged = judge(self._differences(pairs), "export", agreement_evaluated=False, rows_min=1, overrides=self.gates)
         wrong = next((check for check in judged if check.verdict == "fail"), None)
         if wrong is not None:
             return Check(name, "fail", f"{shape_text(case)}: {wrong.message}", wrong.value, wrong.threshold, wrong.n)
@@ -111,7 +116,7 @@ class Trial:
         return comparison.differences()
 
 
-def try_out(model: Path, cases: Sequence[Case], layout: Layout) -> Trial:
+def try_out(model: Path, cases: Sequence[Case], layout: Layout, gates: Sequence[Gate] = ()) -> Trial:
     """Run the model on every case."""
     from modelops.backends import REGISTRY
 
@@ -125,7 +130,7 @@ def try_out(model: Path, cases: Sequence[Case], layout: Layout) -> Trial:
                 results.append(case.take(session.run(case.feed)))
             except StageFailed as error:
                 results.append(error.message)
-    return Trial(cases, results, layout)
+    return Trial(cases, results, layout, gates)
 
 
 def _unspoiled(check: Check, checks: Sequence[Check], differences: Mapping[str, Difference]) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,12 +12,16 @@ from modelops.core.component import choice, option, options_of
 from modelops.core.registry import require
 from modelops.core.report import Report
 from modelops.core.worker import Limits
+from modelops.datasets import REGISTRY as DATASETS
+from modelops.datasets import Dataset
 from modelops.errors import UsageError
-from modelops.sources import REGISTRY, Request, Source, detect
-from modelops.stages import Stage
+from modelops.measures.gates import Gate
+from modelops.sources import REGISTRY, Loaded, Request, Source, detect
+from modelops.stages import Stage, _limits
+from modelops.stages._given import Given
 
 # Options that mean something for every form of source, and for every form that is a torch module.
-_ALWAYS = frozenset({"source", "opset", "rows", "seed"})
+_ALWAYS = frozenset({"source", "opset", "rows", "seed", "data", "dataset", "gate"})
 _OF_MODULES = frozenset({"exporter", "static", "input", "dim"})
 
 
@@ -43,6 +48,10 @@ class Convert(Stage):
     input: tuple[str, ...] = option(
         default=(), help='An input with its dynamic dimensions by name, as "x:float32[batch,3,8]".'
     )
+    data: Path | None = option(
+        default=None, help="Samples to check with, as the rows; and where nothing else does, they tell the inputs."
+    )
+    dataset: Dataset | None = choice(DATASETS, default=None, help="Form of the data; told from the path by default.")
     dim: tuple[str, ...] = option(default=(), help='The sizes that a dynamic dimension may have, as "sequence=1..512".')
     static: bool = option(default=False, help="Fix every dimension at the size of the example inputs.")
     exporter: Literal["auto", "dynamo", "torchscript"] = option(
@@ -54,10 +63,15 @@ class Convert(Stage):
     attention: Literal["auto", "eager", "sdpa"] = option(
         default="auto", help="How transformers models compute attention."
     )
+    gate: tuple[str, ...] = option(
+        default=(), help='Gate of your own in the place of the usual one, such as "logits.sqnr>=120".'
+    )
     allow_code: bool = option(
         default=False, help="Load files that are programs (.pt2, .pt, .pth); only if you trust them."
     )
-    rows: int = option(default=32, help="Seeded rows of sample inputs to check with.", min=1, max=4096)
+    rows: int = option(
+        default=32, help="Rows of inputs to check with; what --data does not give is made up.", min=1, max=4096
+    )
     seed: int = option(
         default=0, help="Seed for sample inputs, and for weights that the source makes at random.", min=0
     )
@@ -66,6 +80,7 @@ class Convert(Stage):
         form = self.source or detect(source)
         require(type(form))
         self._refuse_unfit(form)
+        _ = self.gates
         request = Request(weights=self.weights, attention=self.attention, allow_code=self.allow_code)
         if form.framework == "onnx":
             from modelops.stages._from_onnx import convert as from_onnx
@@ -79,7 +94,14 @@ class Convert(Stage):
         from modelops.stages._from_torch import convert as from_torch
 
         with deterministic(self.seed):
-            return from_torch(form.open(source, request), self, draft)
+            started = time.monotonic()
+            loaded = form.open(source, request)
+            return from_torch(loaded, self, draft, opening=time.monotonic() - started)
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The user's own gates; UsageError for one that can't be read."""
+        return tuple(Gate.parse(text) for text in self.gate)
 
     def inputs(self, source: str) -> Mapping[str, Path]:
         form = self.source or detect(source)
@@ -87,7 +109,14 @@ class Convert(Stage):
 
     def limits_on(self, source: str, model_bytes: int) -> Limits:
         form = self.source or detect(source)
+        if self.data is not None and ".py:" in self.data.name:
+            return _limits.trusted()
         return form.limits(model_bytes) or self.limits(model_bytes)
+
+    def given(self, loaded: Loaded) -> Given | None:
+        """The samples of ``--data``; a tokenizer for texts comes from beside the model."""
+        tokenizer = loaded.files.get("tokenizer.json")
+        return Given.of(self.data, self.dataset, self.rows, tokenizer.parent if tokenizer is not None else None)
 
     def _refuse_unfit(self, form: Source) -> None:
         """UsageError for an option that means nothing for this form of source."""

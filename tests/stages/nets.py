@@ -49,6 +49,38 @@ class Tagger(nn.Module):
         return {"logits": self.head(states), "last": last}
 
 
+class Detector(nn.Module):
+    """Scores and boxes at every place of an image, the best of them by top-k, and greedy non-maximum suppression."""
+
+    def __init__(self, kept: int = 12, overlap: float = 0.3):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU())
+        self.scores, self.corners = nn.Conv2d(8, 5, 1), nn.Conv2d(8, 4, 1)
+        self.kept, self.overlap = kept, overlap
+
+    def forward(self, image):
+        features = self.backbone(image)
+        best, classes = self.scores(features).flatten(2).softmax(1).max(1)
+        scores, places = best.topk(self.kept, dim=1)
+        boxes = self.corners(features).flatten(2).transpose(1, 2).sigmoid() * 32
+        boxes = boxes.gather(1, places[..., None].expand(-1, -1, 4))
+        low, high = torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])
+        inner = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
+        inner = inner.clamp(min=0).prod(-1)
+        area = (high - low).prod(-1)
+        over = inner / (area[:, :, None] + area[:, None] - inner) > self.overlap
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        for place in range(self.kept):
+            later = torch.arange(self.kept) > place
+            keep = keep & ~(over[:, place] & keep[:, place : place + 1] & later)
+        return {
+            "boxes": torch.cat([low, high], -1),
+            "scores": scores * keep,
+            "classes": classes.gather(1, places),
+            "keep": keep,
+        }
+
+
 class Linear(nn.Module):
     def __init__(self):
         super().__init__()
@@ -141,6 +173,14 @@ def nested():
 
 def tagger():
     return Tagger(), torch.randint(0, 30, (2, 9))
+
+
+def tagger_alone():
+    return Tagger()
+
+
+def detector():
+    return Detector(), {"image": torch.rand(2, 3, 32, 32)}
 
 
 def padded():

@@ -279,6 +279,36 @@ def test_a_graph_that_works_at_the_traced_size_alone_is_called_frozen(quick):
     assert "at x [32, 4]; it works at x [2, 4]" in result.report.worst().message
 
 
+def test_a_detection_head_is_converted_with_its_suppression(quick):
+    result = quick("detector")
+    assert result.report.verdict == "pass", result.report.worst()
+    assert result.form.startswith("image:float32[batch,3,32,32] -> boxes:float32[batch,")
+    assert [output.name for output in result.model.graph.output] == ["boxes", "scores", "classes", "keep"]
+    assert {"TopK", "GatherElements"} <= {node.op_type for node in result.model.graph.node}
+    kept = reference.read(result.path / "reference.npz")[0].outputs["keep"]
+    assert 0 < kept.mean() < 1  # some boxes are suppressed, others are not
+
+
+@pytest.mark.parametrize(
+    ("gate", "code", "said"),
+    [
+        ("output.sqnr>=300", 1, "needs >= 300"),
+        ("output.max_scaled<=1e-12", 1, "needs <= 1e-12"),
+        ("output.sqnr>=60", 0, ""),
+    ],
+)
+def test_a_gate_of_the_users_takes_the_place_of_the_usual_one(quick, gate, code, said):
+    report = quick("linear", gate=[gate]).report
+    assert report.exit_code == code
+    assert said in (report.worst().message if code else "")
+
+
+@pytest.mark.parametrize(("gate", "said"), [("sqnr", "gate"), ("logits.sqnr>=100", "unknown output in gate")])
+def test_a_gate_that_can_not_be_is_a_usage_error(quick, gate, said):
+    with pytest.raises(UsageError, match=said):
+        quick("linear", gate=[gate])
+
+
 def test_a_wrong_export_is_caught(quick, monkeypatch):
     from modelops.stages import _from_torch
 
