@@ -34,7 +34,7 @@ from modelops.errors import ModelOpsError
 from modelops.graphs import describe, runs, seeded
 from modelops.graphs.matching import noise
 from modelops.measures.distributions import wilson
-from modelops.stages._locate import Locator
+from modelops.stages._locate import Locator, Suspect
 
 RESULTS = Path(__file__).with_name("results") / "locator.jsonl"
 ROWS = 8
@@ -104,8 +104,7 @@ def trial(path: Path, seed: int) -> dict[str, Any]:
         with Locator(reference, place, feed_of(reference), Path(folder), loose=path != reference) as locator:
             located = locator.run()
             named = [[suspect.node, *suspect.nodes] for suspect in located.suspects]
-            alone = [suspect.nodes for suspect in located.suspects]
-        hits = [_is(mutant, one, nodes) for one, nodes in zip(named, alone, strict=True)]
+        hits = [_is(mutant, suspect) for suspect in located.suspects]
         place_of = hits.index(True) + 1 if True in hits else None
         return row | {
             "place": place_of,
@@ -117,9 +116,11 @@ def trial(path: Path, seed: int) -> dict[str, Any]:
         }
 
 
-def _is(mutant: Mutant, named: list[str], nodes: tuple[str, ...]) -> bool:
-    """The named node itself; or, where a few nodes were judged together, one of them."""
-    return named[0] == mutant.node or (len(nodes) <= 6 and mutant.node in nodes)
+def _is(mutant: Mutant, suspect: Suspect) -> bool:
+    """The named node itself, or what took its place; where a few nodes were judged together, one of them."""
+    if mutant.node in (suspect.node, *(suspect.nodes if len(suspect.nodes) <= 6 else ())):
+        return True
+    return suspect.output == mutant.output
 
 
 def done() -> dict[tuple[str, int], dict[str, Any]]:

@@ -28,7 +28,23 @@ def by_name(candidate: Pieces, reference: Pieces) -> dict[str, str]:
             for one, other in zip(mine, theirs, strict=True):
                 if one not in theirs and other in known:
                     pairs.setdefault(one, other)
-    return with_quantized(candidate, pairs)
+    return without_fused(candidate, reference, with_quantized(candidate, pairs))
+
+
+def without_fused(candidate: Pieces, reference: Pieces, pairs: Mapping[str, str]) -> dict[str, str]:
+    """The same without values before a QuantizeLinear that does what an operator of the reference did.
+
+    A Relu, or Clip, may be gone where zero is the smallest value that can be quantized: the name is then that of the
+    Relu's output, and what it holds is the output of what stood before the Relu.
+    """
+    found = dict(pairs)
+    for node in candidate.nodes:
+        if node.op != "QuantizeLinear" or node.inputs[0] not in found:
+            continue
+        one, other = _maker(candidate, node.inputs[0]), _maker(reference, found[node.inputs[0]])
+        if one is not None and other is not None and other.op in ("Relu", "Clip") and one.op != other.op:
+            del found[node.inputs[0]]
+    return found
 
 
 def with_quantized(candidate: Pieces, pairs: Mapping[str, str]) -> dict[str, str]:
@@ -54,7 +70,7 @@ def with_quantized(candidate: Pieces, pairs: Mapping[str, str]) -> dict[str, str
 
 def share_matched(candidate: Pieces, pairs: Mapping[str, str]) -> float:
     """The share of the candidate's nodes that make a value with a match."""
-    counted = [node for node in candidate.nodes if node.op != "Constant"]
+    counted = [node for node in candidate.nodes if any(name not in candidate.weights for name in node.inputs)]
     matched = sum(any(name in pairs for name in node.outputs) for node in counted)
     return matched / max(1, len(counted))
 

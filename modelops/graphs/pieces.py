@@ -260,6 +260,8 @@ class _Overridden:
         import numpy as np
 
         feed = dict(self._feed)
+        if name in feed:
+            feed[name] = np.asarray(value, dtype=feed[name].dtype)
         for known in self._flags:
             feed[self._flags[known]] = np.array(known == name)
             other = value if known == name else np.zeros((), self._dtypes[known])

@@ -30,6 +30,7 @@ _BAND_BYTES = 128 << 20
 _WEIGHT_BYTES = 512 << 20
 _IN_MEMORY = 256 << 20
 _OVERRIDABLE_BYTES = 1 << 30  # of a reference that is held whole to see what one wrong value does to its outputs
+_AROUND = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})  # not what a node is called after
 _CURVE = 400  # points that are kept of it
 
 
@@ -186,6 +187,7 @@ class Locator:
                 self.candidate, self.reference, own.all(), self._values.all(), pairs, loose=self._loose
             )
             pairs = matching.with_quantized(self.candidate, found)
+            pairs = matching.without_fused(self.candidate, self.reference, pairs)
             for name in own:
                 if name in pairs and pairs[name] in self._values:
                     self._cumulative[name] = noise(self._values[pairs[name]], own[name])
@@ -304,7 +306,7 @@ class Locator:
     def _keep(self, name: str, error: float, value: Any) -> None:
         """Hold on to the values that are furthest off."""
         self._made[name] = (error, value)
-        if len(self._made) > self._shortlist:
+        if len(self._made) > 2 * self._shortlist:  # values that are equally far off may change places
             del self._made[min(self._made, key=lambda key: self._made[key][0])]
 
     def _ranked(self, errors: Mapping[str, tuple[float, str]]) -> list[Suspect]:
@@ -314,16 +316,20 @@ class Locator:
         if len(chosen) > 1:
             chosen = self._with_effects(chosen)
         order = self.candidate.producer
-        return sorted(
-            chosen, key=lambda s: (-(s.effect if s.effect is not None else s.isolated), -s.isolated, order[s.output])
-        )
+        judged = any(suspect.effect is not None for suspect in chosen)
+
+        def harm(suspect: Suspect) -> float:
+            return suspect.isolated if not judged else suspect.effect or 0.0
+
+        return sorted(chosen, key=lambda s: (-harm(s), -s.isolated, order[s.output]))
 
     def _suspect(self, name: str, error: float, problem: str) -> Suspect:
         nodes = [self.candidate.nodes[index] for index in self._segments[name]]
         made_by = self.reference.producer.get(self.pairs[name])
         wanted = self.reference.nodes[made_by].op if made_by is not None else ""
         maker = self.candidate.nodes[self.candidate.producer[name]]
-        main = maker if maker.op == wanted else next((n for n in nodes if wanted and n.op.startswith(wanted)), maker)
+        real = [node for node in nodes if node.op not in _AROUND] or [maker]
+        main = maker if maker.op == wanted else next((n for n in nodes if wanted and n.op.startswith(wanted)), real[-1])
         reads = tuple(self._reads([node.index for node in nodes]))
         names = tuple(node.name for node in nodes)
         cumulative = self._cumulative.get(name)
@@ -345,7 +351,11 @@ class Locator:
         found = []
         for suspect in suspects:
             value = self._made[suspect.output][1] if suspect.output in self._made else None
-            if value is None or suspect.reference not in names or value.shape != self._values[suspect.reference].shape:
+            known = suspect.reference in names or suspect.reference in reference.inputs
+            if value is None and not math.isinf(suspect.isolated):
+                found.append(suspect)
+                continue
+            if value is None or not known or value.shape != self._values[suspect.reference].shape:
                 found.append(replace(suspect, effect=math.inf))
                 continue
             try:
