@@ -26,13 +26,21 @@ import numpy as np
 import torch
 
 
+class Nearest(torch.nn.Module):
+    def __init__(self, centres):
+        super().__init__()
+        self.layer = torch.nn.Linear(*reversed(centres.shape))
+        with torch.no_grad():
+            self.layer.weight.copy_(centres)
+            self.layer.bias.copy_(-0.5 * (centres**2).sum(1))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
 def build():
     centres = torch.from_numpy(np.load("centres.npy"))
-    layer = torch.nn.Linear(*reversed(centres.shape))
-    with torch.no_grad():
-        layer.weight.copy_(centres)
-        layer.bias.copy_(-0.5 * (centres**2).sum(1))
-    return torch.nn.Sequential(layer), {"x": torch.zeros(2, centres.shape[1])}
+    return Nearest(centres).eval(), {"x": torch.randn(8, centres.shape[1])}
 """
 
 

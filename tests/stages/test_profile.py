@@ -70,6 +70,10 @@ def test_the_peak_of_the_machine_is_measured_and_remembered(monkeypatch: pytest.
 
     assert all(found[name] > 0 for name in ("float32_gflops", "int8_gops", "bandwidth_gb_per_s"))
     assert _peak.remembered() == found
+    assert found["bfloat16_gflops"] is None or found["bfloat16_gflops"] > 0
+    for kind in ("_float32", "_int8", "_bandwidth"):  # as on a machine that is busy now
+        monkeypatch.setattr(_peak, kind, lambda folder, *_: 1e-9)
+    assert _peak.measure() == found
 
 
 def test_what_was_not_fused_and_what_went_back_to_the_cpu_is_said() -> None:

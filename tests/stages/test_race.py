@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -137,7 +138,8 @@ def _disturbed(perceptron: Path, disturb: Callable[[int], None], microseconds: f
     def keep_disturbing() -> None:
         while not over.wait(0.005):
             for pid in tree(os.getpid())[1:]:
-                disturb(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    disturb(pid)
 
     thread = threading.Thread(target=keep_disturbing)
     contenders = [null(name, perceptron, microseconds=microseconds) for name in "ab"]

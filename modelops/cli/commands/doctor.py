@@ -34,9 +34,7 @@ def command() -> Callable[..., int]:
 class Measuring(Component):
     """What doctor measures, beyond looking."""
 
-    peak: bool = option(
-        default=False, help="Measure what this machine can do at most, and remember it for bench --profile."
-    )
+    peak: bool = option(default=False, help="Measure what this machine can do at most, and remember it for bench.")
 
 
 def _body(values: dict[str, Any]) -> int:
@@ -160,7 +158,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if peak := found["peak"]:
         yield (
             f"peak on {peak['threads']} threads: float32 {peak['float32_gflops']:.0f} GFLOP/s, "
-            f"int8 {peak['int8_gops']:.0f} Gop/s, memory {peak['bandwidth_gb_per_s']:.1f} GB/s"
+            + (f"bfloat16 {peak['bfloat16_gflops']:.0f} GFLOP/s, " if peak.get("bfloat16_gflops") else "")
+            + f"int8 {peak['int8_gops']:.0f} Gop/s, memory {peak['bandwidth_gb_per_s']:.1f} GB/s"
         )
     yield f"memory: {size_text(found['memory_bytes'])}"
     yield f"cache: {found['cache']}"
