@@ -53,30 +53,39 @@ def has_vnni() -> bool:
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_features()))
 
 
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
 def cpu_quota() -> float | None:
-    """How many CPUs the control group allows, or None when it sets no quota (cgroup v2, then v1)."""
+    """How many CPUs the control groups allow (version 2 or 1), or None when none sets a quota; the tightest counts."""
+    quotas = []
     for folder in _cgroup_folders():
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             if quota != "max":
-                return int(quota) / int(period)
-        except (OSError, ValueError):
+                quotas.append(int(quota) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):
             continue
-    try:
-        base = Path("/sys/fs/cgroup/cpu")
-        quota_us = int((base / "cpu.cfs_quota_us").read_text())
-        return quota_us / int((base / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
-    except (OSError, ValueError):
-        return None
+    for folder in _cgroup_folders("cpu"):
+        try:
+            quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+            if quota_us > 0:
+                quotas.append(quota_us / int((folder / "cpu.cfs_period_us").read_text()))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return min(quotas, default=None)
 
 
-def _cgroup_folders() -> Iterable[Path]:
-    base = Path("/sys/fs/cgroup")
+def _cgroup_folders(controller: str = "") -> Iterable[Path]:
+    """This process's control group and all above it: version 2's, or those of one of version 1's controllers."""
+    base = _CGROUPS / controller
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        entries = [line.split(":", 2) for line in _OWN_CGROUPS.read_text().splitlines()]
     except OSError:
         return [base]
-    own = next((line.split("::", 1)[1] for line in lines if line.startswith("0::")), "/")
+    # Version 2 has an empty list of controllers; version 1 may mount several together, such as "cpu,cpuacct".
+    own = next((entry[2] for entry in entries if len(entry) == 3 and controller in entry[1].split(",")), "/")
     folder = base / own.lstrip("/")
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(base))]
 
