@@ -119,6 +119,20 @@ def test_replay_judges_evidence_anew_and_takes_nothing_else(tmp_path: Path) -> N
         bench(source, tmp_path / "other", replay=True, ignore=0.01)
 
 
+def test_an_inconclusive_verdict_says_what_would_settle_it() -> None:
+    noisy = records(1.03, 1.0)
+    for record in noisy:
+        if record["kind"] == "block" and record["side"] == "a":
+            record["wall_ns"] = round(record["wall_ns"] * (1 + 0.02 * record["launch"]))
+
+    report = Evidence("a", "b", Rules(), 1, noisy, budget_seconds=30.0).report()
+
+    [check] = report.checks
+    assert check.verdict == "inconclusive" and report.exit_code == 3
+    assert "launches would settle it; " in check.message
+    assert "--budget" in check.message or "quieten the machine" in check.message
+
+
 def test_records_that_bench_did_not_write_are_refused(tmp_path: Path) -> None:
     odd = Evidence("a", "b", Rules(), 1, [*records(1.2, 1.0), {"kind": "launch", "launch": 99}])
     with drafting(tmp_path / "evidence") as publication:
