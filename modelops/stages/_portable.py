@@ -9,7 +9,7 @@ the two must agree, on one with VNNI it runs the kernel of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,17 +130,15 @@ def _apart(difference: Difference) -> str:
     return f"outputs differ ({sqnr:.0f} dB)" if sqnr is not None and sqnr < _LEAST_SQNR else ""
 
 
-def remark(history: tuple[Step, ...]) -> str:
-    """What a reader of the model's history should know; empty for a portable model."""
-    for step in reversed(history):
-        if step.stage != "quantize":
-            continue
-        return told(step.report.details.get("portable"))
-    return ""
+def remarks(history: Sequence[Step]) -> list[str]:
+    """What a reader of a model's history should know: that its last quantization is not portable."""
+    steps = [step for step in history if step.stage == "quantize"]
+    text = told(steps[-1].report.details.get("portable")) if steps else ""
+    return [text] if text else []
 
 
 def told(found: Any) -> str:
-    """The same for what a report holds."""
+    """The sentence for what a report of quantize holds; empty for a portable model."""
     if isinstance(found, Mapping) and found.get("portable") is False:
         return f"warning: not portable: {found.get('why')}"
     return ""

@@ -35,6 +35,7 @@ from modelops.stages._compare import reference_differences, running
 from modelops.stages._invariance import edges, invariance
 from modelops.stages._judgement import judge_measurements, report_on
 from modelops.stages._measuring import Findings, Given, Side, Task, compare_models, from_data
+from modelops.stages._portable import remarks
 from modelops.stages._transitions import allowed_drop, between
 from modelops.stages._user_metric import is_function, metric_code, user_metric
 from modelops.stages._workbench import SampleBench
@@ -138,7 +139,7 @@ class Validate(Stage):
                 first = findings.first
             if self.invariance and first is not None and self.backend.name == "onnxruntime-cpu":
                 measurements["invariance"] = invariance(source, first.feed)
-            measurements["notes"] = list(bench.notes)
+            measurements["notes"] = [*bench.notes, *remarks(source.manifest.history)]
             return self._report(bench, measurements, draft)
 
     def _located(

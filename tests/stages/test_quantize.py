@@ -248,6 +248,15 @@ def test_a_portable_model_is_checked_and_another_says_that_it_is_not(run: Any, t
     assert check(report, "portable").verdict == "fail" and report.exit_code == 1
 
 
+def test_validate_repeats_that_a_model_is_not_portable(
+    classifier: Artifact, tmp_path: Path, modelops: Callable[..., Any]
+) -> None:
+    words = ("--method", "dynamic", "--target", "x86-vnni", "--if-slower", "publish", "--speed-budget", "1s")
+    modelops("quantize", classifier.path, tmp_path / "int8", *words)
+    result = modelops("validate", tmp_path / "int8", tmp_path / "evidence", "--against", classifier.path)
+    assert "not portable: 2 of 2 integer weights use all 8 bits" in " ".join(result.stdout.split()), result.stdout
+
+
 @pytest.mark.parametrize("target", ["arm", "gpu-qdq"])
 def test_foreign_targets_only_report_their_speed(run: Any, tmp_path: Path, slower: None, target: str) -> None:
     report, _ = run(Quantize(method=Static(target=target), data=labelled(tmp_path / "data.npz", 500)))
