@@ -1,23 +1,33 @@
-"""How many channels every group loses: the same share of each, as far as rounding lets it."""
+"""How many channels every group loses: the same share of each, or more where more is gained for the error.
+
+Errors are told by the scores of channels: those of least score go first, and what a group has spent is the sum of the
+scores that it lost. Scores of different groups are compared where the allocation asks for it, so they have to be
+shares: of what a weight carries, or of the variance of what its readers make.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
+from modelops.pruners._costs import Cost
 from modelops.pruners._groups import Anatomy, Group
-from modelops.pruners._macs import MacCounter
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Mask = NDArray[np.bool_]
+    Scores = NDArray[np.float64]
+
+Allocation = Literal["uniform", "global", "latency"]
 
 #: No group loses more than this share: what is left would carry nothing.
 MOST = 0.95
 _STEPS = 256
+# Blocks that a group is cut in, at most, when groups compete.
+_BLOCKS = 48
 
 
 def step_of(group: Group, round_to: int) -> int:
@@ -34,70 +44,110 @@ def kept_of(group: Group, share: float, round_to: int) -> int:
     return min(group.size, max(step, math.floor(wanted + 0.5) * step))
 
 
-def by_share(anatomy: Anatomy, score: NDArray[np.float64], share: float, round_to: int) -> Mask:
-    """The classes that go when every group loses this share, those of the least score first.
+def gone_of(anatomy: Anatomy, score: Scores, removed: Sequence[int]) -> Mask:
+    """The classes that go when every group loses so many channels: those of the least score."""
+    import numpy as np
 
-    Where rounding leaves too much in one group, others make up for it.
+    gone = np.zeros(anatomy.classes, bool)
+    for group, count in zip(anatomy.groups, removed, strict=True):
+        order = np.argsort(score[group.classes], kind="stable")
+        gone[group.classes[order[:count]]] = True
+    return gone
+
+
+def uniform(
+    anatomy: Anatomy, score: Scores, cost: Cost, target: float, round_to: int, among: Sequence[int] | None = None
+) -> list[int]:
+    """By group, how many channels go so that at most ``target`` of the cost is left: the same share of each.
+
+    Where rounding leaves too much in one group, others make up for it. ``among`` are the groups that may be cut.
     """
-    wide = [group for group in anatomy.groups if group.size > step_of(group, round_to)]
+    groups = anatomy.groups
+    mine = set(range(len(groups)) if among is None else among)
 
-    def left(gone: Mask) -> float:
-        return sum(_channels(group) * float((~gone[group.classes]).mean()) for group in wide)
-
-    return _least(anatomy, score, round_to, left, (1 - share) * sum(map(_channels, wide)))
-
-
-def by_macs(anatomy: Anatomy, score: NDArray[np.float64], left: float, round_to: int) -> Mask:
-    """The classes that go so that at most ``left`` of the multiply-accumulates remain, or as few as can be reached."""
-    counter = MacCounter(anatomy)
-    return _least(anatomy, score, round_to, counter.count, left * counter.count())
-
-
-def _channels(group: Group) -> int:
-    """How many positions the weights of a group's makers have."""
-    return group.size * group.width * len(group.makers)
-
-
-def _least(
-    anatomy: Anatomy, score: NDArray[np.float64], round_to: int, left: Callable[[Mask], float], target: float
-) -> Mask:
-    """The smallest equal share of every group with which no more than ``target`` is left."""
-
-    def counts(number: int) -> list[int]:
-        return [kept_of(group, MOST * number / _STEPS, round_to) for group in anatomy.groups]
+    def removed(number: int) -> list[int]:
+        share = MOST * number / _STEPS
+        return [
+            group.size - kept_of(group, share, round_to) if k in mine else 0 for k, group in enumerate(anatomy.groups)
+        ]
 
     low, high = 0, _STEPS
     while high - low > 1:
         middle = (low + high) // 2
-        if left(_gone(anatomy, score, counts(middle))) <= target:
+        if cost.total(removed(middle)) <= target:
             high = middle
         else:
             low = middle
     # Between two steps, groups follow one by one, those whose next channels weigh least first.
-    current, final = counts(low), counts(high)
-    order = sorted(range(len(current)), key=lambda k: _lost(anatomy.groups[k], score, current[k], final[k]))
-    gone = _gone(anatomy, score, current)
+    current, final = removed(low), removed(high)
+    order = sorted(range(len(groups)), key=lambda k: _lost(groups[k], score, current[k], final[k]))
     for k in order:
-        if left(gone) <= target:
+        if cost.total(current) <= target:
             break
         current[k] = final[k]
-        gone = _gone(anatomy, score, current)
-    return gone
+    return current
 
 
-def _lost(group: Group, score: NDArray[np.float64], before: int, after: int) -> float:
+def _lost(group: Group, score: Scores, before: int, after: int) -> float:
     """The share of a group's score that goes with its next channels."""
     import numpy as np
 
     values = np.sort(score[group.classes])
-    return float(values[group.size - before : group.size - after].sum() / max(values.sum(), 1e-300))
+    return float(values[before:after].sum() / max(values.sum(), 1e-300))
 
 
-def _gone(anatomy: Anatomy, score: NDArray[np.float64], kept: Sequence[int]) -> Mask:
+def competing(
+    anatomy: Anatomy,
+    score: Scores,
+    cost: Cost,
+    target: float,
+    round_to: int,
+    among: Sequence[int] | None = None,
+    guide: Cost | None = None,
+) -> list[int]:
+    """By group, how many channels go so that at most ``target`` of the cost is left, at the least loss of score.
+
+    Block after block goes where it saves most, of the cost or of another one that guides, for the score that it takes.
+    """
     import numpy as np
 
-    gone = np.zeros(anatomy.classes, bool)
-    for group, count in zip(anatomy.groups, kept, strict=True):
-        order = np.argsort(score[group.classes], kind="stable")
-        gone[group.classes[order[: group.size - count]]] = True
-    return gone
+    groups = anatomy.groups
+    spent = [np.concatenate([[0.0], np.cumsum(np.sort(score[group.classes]))]) for group in groups]
+    removed = [0] * len(groups)
+    blocks = [0] * len(groups)
+    worth = [-1.0] * len(groups)
+    guide = guide or cost
+    left, least = cost.total(removed), 1e-6 * abs(guide.total(removed))
+
+    def look(k: int) -> None:
+        """The next block of a group, and what it saves for the score that it takes."""
+        blocks[k] = _next_block(groups[k], removed[k], round_to)
+        if blocks[k] == 0:
+            worth[k] = -1.0
+            return
+        error = float(spent[k][removed[k] + blocks[k]] - spent[k][removed[k]])
+        # Where timing saw no gain, error alone decides.
+        worth[k] = max(guide.gain(removed, k, blocks[k]), least) / max(error, 1e-12)
+
+    mine = list(range(len(groups)) if among is None else among)
+    for k in mine:
+        look(k)
+    while left > target:
+        best = max(mine, key=lambda k: worth[k], default=None)
+        if best is None or worth[best] <= 0:
+            break
+        left -= cost.gain(removed, best, blocks[best])
+        removed[best] += blocks[best]
+        for k in guide.neighbours(best) & set(mine):
+            look(k)
+    return removed
+
+
+def _next_block(group: Group, removed: int, round_to: int) -> int:
+    """How many channels go next; 0 when no more may."""
+    step = step_of(group, round_to)
+    size = step * max(1, -(-group.size // (_BLOCKS * step)))
+    left = group.size - removed
+    after = (left - 1) // size * size  # the next lower multiple
+    least = max(step, math.ceil((1 - MOST) * group.size))
+    return left - after if after >= least else 0

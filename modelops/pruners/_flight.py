@@ -16,7 +16,10 @@ _ROWS = 4
 
 
 class Flight:
-    """The values that a network has at one place, batch by batch."""
+    """The values that a network has at one place, batch by batch.
+
+    ``samples`` counts them, and ``masks`` holds for every batch what the model's mask hides (samples × positions).
+    """
 
     def __init__(self, parts: Parts, scratch: Path) -> None:
         self._parts = parts
@@ -24,12 +27,16 @@ class Flight:
         self._folder = scratch / "0"
         self._names: list[str] = []
         self._moves = 0
+        self.samples = 0
+        self.masks: list[Any] = []
 
     def start(self, feeds: Iterable[Feed]) -> None:
         """Begin with these inputs of the model."""
         for number, feed in enumerate(feeds):
             self._names = self._names or list(feed)
             _store(self._folder / f"{number:06}", [feed[name] for name in self._names])
+            self.samples += len(next(iter(feed.values())))
+            self.masks.append(_mask(feed))
 
     def __iter__(self) -> Iterator[Feed]:
         """What is there, batch after batch."""
@@ -72,6 +79,11 @@ def small(batches: Iterable[Feed], axis: BatchAxis) -> Iterator[Feed]:
         for first in range(0, axis.rows(feed), _ROWS):
             part = slice(first, first + _ROWS)
             yield {name: array[part] if name in axis.inputs else array for name, array in feed.items()}
+
+
+def _mask(feed: Feed) -> Any:
+    """What an input that is named a mask says of samples × positions; None where there is none."""
+    return next((array for name, array in feed.items() if "mask" in name.lower() and array.ndim == 2), None)
 
 
 def _store(folder: Path, arrays: Sequence[Any]) -> None:

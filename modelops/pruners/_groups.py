@@ -1,4 +1,4 @@
-"""Groups of channels that can be cut alike, what they weigh, and which of them to remove."""
+"""Groups of channels that can be cut alike, and what can't be cut, with its reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from modelops.pruners._axes import Axes, Axis, Place, Spreading, reasons
 from modelops.pruners._network import Network, label
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-Norm = Literal["l1", "l2"]
-Use = tuple["ir.Node", int]
+
+_ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Group:
     """Channels that are alike: each may be removed without the others, and all of them touch the same axes.
 
     ``classes`` are the numbers of the channels' classes, ``makers`` the nodes whose weights make them; ``width`` is
-    how many positions of such a weight one channel takes (a head takes many).
+    how many positions of such a weight one channel takes; ``heads`` whether each is a head of attention.
     """
 
     classes: NDArray[np.int64]
     makers: tuple[str, ...]
     width: int = 1
+    heads: bool = False
 
     @property
     def size(self) -> int:
@@ -168,7 +169,20 @@ def _grouped(
             if axis.role == "out" and axis.place.use is not None
         }
         if makers:
-            yield Group(np.array(classes), tuple(makers), math.gcd(*makers.values()))
+            width = math.gcd(*makers.values())
+            heads = width > 1 and any(_attends(axis) for axis, _ in touched)
+            yield Group(np.array(classes), tuple(makers), width, heads)
+
+
+def _attends(axis: Axis) -> bool:
+    """Whether an axis goes into the product of two activations, as queries and keys do."""
+    if axis.place.use is not None:
+        return False
+    return any(
+        use.node.op_type in _ATTENTION
+        or (use.node.op_type == "MatMul" and all(value.const_value is None for value in use.node.inputs if value))
+        for use in axis.place.value.uses()
+    )
 
 
 def _skipped(
@@ -180,59 +194,3 @@ def _skipped(
             node = axis.place.value.producer()
             name = label(node) if node is not None else str(axis.place.value.name)
             yield Skipped(name, len(stuck), why[stuck[0]], bool(interface[stuck[0]]))
-
-
-def norms(anatomy: Anatomy, norm: Norm) -> NDArray[np.float64]:
-    """What every class weighs: the L1 or squared L2 norm of the slices of all weights that make or read it.
-
-    Every weight counts with a mean of one per channel, so that a large filter does not drown a small one (as in
-    DepGraph, Fang et al. 2023, *Towards Any Structural Pruning*, §3.3).
-    """
-    import numpy as np
-
-    score = np.zeros(anatomy.classes)
-    for axis, array in _weights(anatomy, ("out", "in")):
-        others = tuple(k for k in range(array.ndim) if k != axis.place.axis)
-        wide = array.astype(np.float64)
-        _add(anatomy, score, axis, np.abs(wide).sum(others) if norm == "l1" else np.square(wide).sum(others))
-    return score
-
-
-def losses(anatomy: Anatomy, variances: Mapping[Use, NDArray[np.float64]]) -> NDArray[np.float64]:
-    """What every class means to those that read it: the variance that leaves their outputs when it goes.
-
-    That is the squared norm of the weights that read a channel times the channel's variance; its mean can be made up
-    for by a bias. As above, every weight counts with a mean of one.
-    """
-    import numpy as np
-
-    score = np.zeros(anatomy.classes)
-    for axis, array in _weights(anatomy, ("in",)):
-        others = tuple(k for k in range(array.ndim) if k != axis.place.axis)
-        squares = np.square(array.astype(np.float64)).sum(others)
-        assert axis.place.use is not None
-        variance = variances.get(axis.place.use)
-        _add(anatomy, score, axis, squares if variance is None else squares * variance)
-    return score
-
-
-def _weights(anatomy: Anatomy, roles: tuple[str, ...]) -> Iterator[tuple[Axis, NDArray[Any]]]:
-    """The labelled axes of matrices and filters that have one of these roles; shared weights come once."""
-    seen: set[tuple[str, int]] = set()
-    for axis in anatomy.axes.axes:
-        place = axis.place
-        key = (str(place.value.name), place.axis)
-        if place.use is None or axis.role not in roles or key in seen:
-            continue
-        array = anatomy.network.constant(place.value)
-        if array is not None and array.ndim >= 2 and array.dtype.kind == "f":
-            seen.add(key)
-            yield axis, array
-
-
-def _add(anatomy: Anatomy, score: NDArray[np.float64], axis: Axis, values: NDArray[np.float64]) -> None:
-    import numpy as np
-
-    mean = values.mean()
-    if mean > 0:
-        np.add.at(score, anatomy.class_of[axis.labels], values / mean)

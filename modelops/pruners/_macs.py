@@ -1,4 +1,4 @@
-"""Counts multiply-accumulates: how much a network computes, before and after a cut."""
+"""The products of a network: nodes that multiply and add, and the axes that say how much."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from modelops.pruners._axes import Place
 from modelops.pruners._network import Network
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from modelops.pruners._groups import Anatomy
 
 
 @dataclass(frozen=True)
@@ -72,31 +68,3 @@ def _value(node: ir.Node, number: int) -> ir.Value:
 def _input(network: Network, node: ir.Node, number: int, axis: int) -> Place:
     value = _value(node, number)
     return Place(value, axis, (node, number) if network.weight(value) else None)
-
-
-class MacCounter:
-    """Counts what a network computes per sample when some classes are gone."""
-
-    def __init__(self, anatomy: Anatomy) -> None:
-        import numpy as np
-
-        self.anatomy = anatomy
-        self.products = products(anatomy.network)
-        axes = anatomy.axes
-        self._terms: list[tuple[int, list[int]]] = []
-        for product in self.products:
-            numbers, factor = [], product.rest
-            for place, size in zip(product.places, product.sizes, strict=True):
-                axis = axes.of(place)
-                if axis is None:
-                    factor *= size
-                else:
-                    numbers.append(axis.number)
-            self._terms.append((factor, numbers))
-        self._sizes = np.array([axis.size for axis in axes.axes], dtype=np.int64)
-
-    def count(self, gone: NDArray[np.bool_] | None = None) -> int:
-        """Multiply-accumulates per sample."""
-        sizes = self._sizes if gone is None else self._sizes - self.anatomy.removed(gone)
-        total = sum(factor * math.prod(int(sizes[number]) for number in numbers) for factor, numbers in self._terms)
-        return total // self.anatomy.network.rows

@@ -86,6 +86,18 @@ def label(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')!r}"
 
 
+def following(node: ir.Node, most: int = 6) -> list[str]:
+    """The names of a node and of those that it alone feeds, one after another: a runtime that fuses them takes one."""
+    found = [str(node.name)]
+    while len(found) < most and len(node.outputs) == 1:
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].node.op_type in ("Conv", "MatMul", "Gemm", "ConvTranspose"):
+            break
+        node = uses[0].node
+        found.append(str(node.name))
+    return found
+
+
 def value_at(node: ir.Node, slot: Slot) -> ir.Value | None:
     """The value that a node has in a slot; None for an input that is left out."""
     values = node.inputs if slot[0] == "in" else node.outputs

@@ -19,7 +19,7 @@ from modelops.core.progress import progress
 from modelops.graphs.batches import BatchAxis
 from modelops.pruners._flight import Feed, Flight, small
 from modelops.pruners._numbers import one_blas_thread
-from modelops.pruners._refits import Refit, Rows, refits
+from modelops.pruners._refits import MOST_UNKNOWNS, Refit, Rows, refits, rows_wanted
 from modelops.pruners._segments import Parts
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 # Weights between two times that the values in flight go to disk.
 _STRETCH = 4
-# Rows of the normal equations: some for every unknown, and no more than what takes little time.
-_ROWS_PER_UNKNOWN, _FEWEST_ROWS, _MOST_ROWS = 6, 4096, 24576
-_MOST_UNKNOWNS = 4608
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -99,13 +96,11 @@ class Refitting:
         self._goals = scratch / "goals"
         self._source = Flight(twins.source, scratch / "source")
         self._cut = Flight(twins.cut, scratch / "cut")
-        self._samples = 0
 
     def start(self, feeds: Iterable[Feed]) -> None:
         """Begin with these inputs."""
         self._source.start(feeds)
         self._cut.start(iter(self._source))
-        self._samples = sum(len(next(iter(feed.values()))) for feed in self._source)
 
     def close(self) -> None:
         self._source.close()
@@ -113,7 +108,7 @@ class Refitting:
 
     def stretch(self, todo: Sequence[Refit]) -> None:
         """Refit these weights, one after the other, and move on behind them."""
-        rows = [Rows(refit, -(-_rows_of(refit) // self._samples)) for refit in todo]
+        rows = [Rows(refit, -(-rows_wanted(refit) // self._source.samples)) for refit in todo]
         done = [str(refit.node.name) for refit in todo]
         shapes = self._aim(todo, rows, done)
         for number, (refit, places) in enumerate(zip(todo, rows, strict=True)):
@@ -141,20 +136,21 @@ class Refitting:
 
         weight, bias = refit.matrix(), refit.bias_row()
         solve = self._method == "least-squares"
-        if solve and len(weight) > _MOST_UNKNOWNS:
+        if solve and len(weight) > MOST_UNKNOWNS:
             self.found.left.append({"node": str(refit.node.name), "reason": f"{len(weight)} inputs: bias only"})
             solve = False
         if not solve and refit.bias is None:
             return
         equations = Equations(len(weight) if solve else 0, weight.shape[1])
         wanted = [name for name in (refit.reads, refit.other) if name is not None]
-        for batch, (shape, values) in enumerate(zip(shapes, self._cut.look(wanted), strict=True)):
+        looks = zip(shapes, self._source.masks, self._cut.look(wanted), strict=True)
+        for batch, (shape, mask, values) in enumerate(looks):
             x = rows.inputs(values[refit.reads], shape).astype(np.float32)
             goal = np.load(self._goals / f"{batch:06}" / f"{number}.npy", allow_pickle=False)
             missing = goal.astype(np.float32) - x @ weight - bias
             if refit.other is not None:
                 missing -= rows.outputs(values[refit.other])
-            equations.add(x, missing, rows.samples(shape))
+            equations.add(x, missing, rows.samples(shape), rows.seen(shape, mask))
         if equations.untouched:
             return
         solution = equations.solve(with_bias=refit.bias is not None)
@@ -164,10 +160,6 @@ class Refitting:
             refit.write_bias(bias + solution[-1])
         before, after = equations.errors(solution)
         self.found.refitted.append({"node": str(refit.node.name), "error_before": before, "error_after": after})
-
-
-def _rows_of(refit: Refit) -> int:
-    return min(max(_FEWEST_ROWS, _ROWS_PER_UNKNOWN * len(refit.matrix())), _MOST_ROWS)
 
 
 class Equations:
@@ -184,10 +176,22 @@ class Equations:
         self._samples = 0
         self._scale = 0.0
 
-    def add(self, x: NDArray[Any], missing: NDArray[Any], samples: NDArray[np.int64]) -> None:
-        """Rows of one batch; ``samples`` says for each which sample of the batch it is from. Every fourth checks."""
+    def add(
+        self,
+        x: NDArray[Any],
+        missing: NDArray[Any],
+        samples: NDArray[np.int64],
+        seen: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Rows of one batch; ``samples`` says for each which sample of the batch it is from. Every fourth checks.
+
+        ``seen`` says which rows count; None when all do.
+        """
         import numpy as np
 
+        count = int(samples.max()) + 1
+        if seen is not None:
+            x, missing, samples = x[seen], missing[seen], samples[seen]
         ones = np.ones((len(x), 1), x.dtype)
         wide = np.concatenate([x, ones], axis=1) if self._unknowns else ones
         checks = (samples + self._samples) % 4 == 1
@@ -198,7 +202,7 @@ class Equations:
             self._yy[half] += float(np.square(lacking, dtype=np.float64).sum())
             self._rows[half] += len(part)
         self._scale += float(np.square(x, dtype=np.float64).sum())
-        self._samples += int(samples.max()) + 1
+        self._samples += count
 
     @property
     def untouched(self) -> bool:

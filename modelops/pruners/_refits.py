@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+# Rows of normal equations: some for every unknown, and no more than what takes little time.
+_ROWS_PER_UNKNOWN, _FEWEST_ROWS, _MOST_ROWS = 6, 4096, 24576
+#: Inputs of a weight beyond which only its bias is refitted.
+MOST_UNKNOWNS = 4608
+
 
 @dataclass(frozen=True)
 class Refit:
@@ -174,6 +179,11 @@ def _residual(parts: Parts, end: ir.Value, earlier: list[ir.Node]) -> tuple[str,
     return str(add.outputs[0].name), other.name
 
 
+def rows_wanted(refit: Refit) -> int:
+    """How many rows of samples settle a weight."""
+    return min(max(_FEWEST_ROWS, _ROWS_PER_UNKNOWN * len(refit.matrix())), _MOST_ROWS)
+
+
 class Rows:
     """What a weight reads and makes as rows of matrices, at positions that are the same in every network.
 
@@ -217,6 +227,13 @@ class Rows:
 
         count = math.prod(output[2:] if self._refit.kind == "conv" else output[1:-1])
         return np.repeat(np.arange(output[0]), len(self._positions(count)))
+
+    def seen(self, output: tuple[int, ...], mask: NDArray[Any] | None) -> NDArray[np.bool_] | None:
+        """Which rows are of positions that the model's mask lets through; None where it has none, or tells nothing."""
+        if self._refit.kind != "product" or mask is None or len(output) < 3 or output[:-1] != mask.shape:
+            return None
+        found: NDArray[np.bool_] = (mask[:, self._positions(mask.shape[1])] != 0).reshape(-1)
+        return found
 
     def _positions(self, count: int) -> NDArray[np.int64]:
         """Which of the positions of a sample are taken."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from modelops.core.component import option
 from modelops.core.report import Metric
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from modelops.pruners._allocation import Allocation
+    from modelops.pruners._costs import Cost
     from modelops.pruners._groups import Anatomy
+    from modelops.pruners._importance import Importance
+    from modelops.pruners._targets import Plan
 
 # Samples in the run that shows shapes; two, so that nothing is mistaken for the batch.
 _ROWS = 2
@@ -33,6 +38,13 @@ class Channels(Pruner):
         max=0.95,
         unit="fraction",
     )
+    heads: float | None = option(
+        default=None,
+        help="Share of the attention heads to remove, where it differs from that of channels.",
+        min=0.0,
+        max=0.95,
+        unit="fraction",
+    )
     macs: float | None = option(
         default=None,
         help="Share of the multiply-accumulates that may remain, instead.",
@@ -40,9 +52,22 @@ class Channels(Pruner):
         max=0.99,
         unit="fraction",
     )
-    importance: Literal["l1", "l2", "activation"] | None = option(
+    latency: float | None = option(
         default=None,
-        help="How channels are ranked: by a norm of their weights, or by what they carry; the latter with data.",
+        help="Share of the time that may remain, as measured on this machine, instead.",
+        min=0.02,
+        max=0.99,
+        unit="fraction",
+    )
+    allocation: Literal["uniform", "global", "latency"] | None = option(
+        default=None,
+        help="Where channels go: the same share everywhere, where least is lost, or where most time is gained for it; "
+        "the last with --latency, else the first.",
+    )
+    importance: Literal["l1", "l2", "activation", "reconstruction", "bn-scale", "random"] | None = option(
+        default=None,
+        help="How channels are ranked: by norms of weights, by what they carry, by what can't be made up for, by batch "
+        "normalization; at random as a control. By default activation with data, else l2.",
     )
     recover: Literal["none", "bias", "least-squares"] | None = option(
         default=None, help="How what is left makes up for what went; least-squares where there is data, else none."
@@ -53,58 +78,84 @@ class Channels(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels is not None and self.macs is not None:
-            raise UsageError("--channels and --macs can't both be the target", hint="give one of them")
+        targets = {"--channels": self.channels, "--macs": self.macs, "--latency": self.latency}
+        given = [flag for flag, value in targets.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} can't both be the target", hint="give one of them")
+        if self.heads is not None and given not in ([], ["--channels"]):
+            raise UsageError(f"--heads goes with --channels, not with {given[0]}", hint="leave one of them out")
+
+    @property
+    def targeted(self) -> bool:
+        return any(target is not None for target in (self.channels, self.heads, self.macs, self.latency))
+
+    def aimed(self, removed: float) -> Self:
+        return dataclasses.replace(self, channels=None, heads=None, latency=None, macs=round(1 - removed, 6))
 
     def prune(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.graphs import files
         from modelops.graphs.batches import BatchAxis
-        from modelops.pruners import _groups, _surgery
-        from modelops.pruners._macs import MacCounter
-        from modelops.pruners._network import opened
+        from modelops.pruners import _surgery
+        from modelops.pruners._allocation import gone_of
+        from modelops.pruners._costs import mac_cost
+        from modelops.pruners._importance import scores
         from modelops.pruners._recover import recover
 
-        self._refuse_missing_data(workbench)
+        ranking = self._ranking(workbench)
         method = self._recovery(workbench)
-        network = opened(source, workbench.signature, self._feed(source, workbench), workbench.scratch)
-        anatomy = _groups.examine(network)
+        anatomy = self._opened(source, workbench)
         if not any(group.size > 1 for group in anatomy.groups):
             raise _nothing(anatomy)
-        gone = self._chosen(anatomy, workbench)
-        counter = MacCounter(anatomy)
-        before, after = counter.count(), counter.count(gone)
+        score = scores(anatomy, ranking, workbench)
+        plan = self._plan(anatomy, score, source, workbench)
+        gone = gone_of(anatomy, score, plan.removed)
+        cost = mac_cost(anatomy)
+        before, after = cost.total([0] * len(plan.removed)), cost.total(plan.removed)
         removed, hidden = anatomy.removed_channels(gone), anatomy.hidden_channels()
         with _surgery.zeroed(anatomy, gone) as model:
             files.save(model, workbench.scratch / ZEROED)
-        whole = network.model.clone() if method != "none" else None
+        model = anatomy.network.model
+        whole = model.clone() if method != "none" else None
         kept = anatomy.kept_positions(gone)
         _surgery.cut(anatomy, gone)
         recovered: dict[str, Any] = {}
+        (workbench.scratch / CUT).unlink(missing_ok=True)
         if whole is not None and method != "none":
-            files.save(network.model, workbench.scratch / CUT)
+            files.save(model, workbench.scratch / CUT)
             axis = BatchAxis.of(workbench.signature)
-            found = recover(whole, network.model, kept, workbench.batches(), axis, workbench.scratch, method)
+            found = recover(whole, model, kept, workbench.batches(), axis, workbench.scratch, method)
             recovered = {"method": method, "refitted": found.refitted, "left": found.left}
-        files.save(network.model, target)
+        files.save(model, target)
         return Done(
             notes=self._notes(anatomy),
             metrics=(
-                Metric("macs_before", before),
-                Metric("macs", after),
+                Metric("macs_before", round(before)),
+                Metric("macs", round(after)),
                 Metric("channels_before", hidden),
                 Metric("channels", hidden - removed),
             ),
             details={
-                "asked": self._asked(after / before if before else 1.0, removed / hidden if hidden else 0.0),
-                "groups": [_described(group, gone) for group in anatomy.groups],
+                "asked": plan.asked,
+                "also_asked": list(plan.more),
+                "importance": ranking,
+                "allocation": self._allocation,
+                "groups": _described(anatomy, score, plan, cost),
+                "plan": plan.facts,
                 "recovered": recovered,
                 "skipped": [item.to_dict() for item in anatomy.skipped],
             },
         )
 
-    def _refuse_missing_data(self, workbench: Workbench) -> None:
-        if self.importance == "activation" and not workbench.has_data:
-            raise UsageError("--importance activation needs samples", hint="give some with --data")
+    @property
+    def _allocation(self) -> Allocation:
+        return self.allocation or ("latency" if self.latency is not None else "uniform")
+
+    def _ranking(self, workbench: Workbench) -> Importance:
+        from modelops.pruners._importance import WITH_DATA
+
+        if self.importance in WITH_DATA and not workbench.has_data:
+            raise UsageError(f"--importance {self.importance} needs samples", hint="give some with --data")
+        return self.importance or ("activation" if workbench.has_data else "l2")
 
     def _recovery(self, workbench: Workbench) -> Literal["none", "bias", "least-squares"]:
         if self.recover is None:
@@ -112,6 +163,12 @@ class Channels(Pruner):
         if self.recover != "none" and not workbench.has_data:
             raise UsageError(f"--recover {self.recover} needs samples", hint="give some with --data")
         return self.recover
+
+    def _opened(self, source: Path, workbench: Workbench) -> Anatomy:
+        from modelops.pruners._groups import examine
+        from modelops.pruners._network import opened
+
+        return examine(opened(source, workbench.signature, self._feed(source, workbench), workbench.scratch))
 
     def _feed(self, source: Path, workbench: Workbench) -> dict[str, Any]:
         """Inputs for the one run that shows shapes."""
@@ -123,31 +180,24 @@ class Channels(Pruner):
             return next(iter(small(workbench.batches(), BatchAxis.of(workbench.signature))))
         return random_feed(workbench.signature, _ROWS, bounds=index_bounds(source))
 
-    def _chosen(self, anatomy: Anatomy, workbench: Workbench) -> NDArray[np.bool_]:
-        """Which classes of channels go."""
-        from modelops.graphs.batches import BatchAxis
-        from modelops.pruners import _allocation, _groups
-        from modelops.pruners._activations import variances
+    def _plan(self, anatomy: Anatomy, score: NDArray[np.float64], source: Path, workbench: Workbench) -> Plan:
+        """How many channels every group loses."""
+        from modelops.pruners._targets import Planner
 
-        ranking = self.importance or ("activation" if workbench.has_data else "l2")
-        if ranking == "activation":
-            axis = BatchAxis.of(workbench.signature)
-            found = variances(anatomy, workbench.batches(), axis, workbench.scratch)
-            score = _groups.losses(anatomy, found)
-        else:
-            score = _groups.norms(anatomy, ranking)
+        planner = Planner(
+            anatomy,
+            score,
+            self._allocation,
+            self.round_to,
+            source,
+            workbench,
+            lambda: self._opened(source, workbench),
+        )
         if self.macs is not None:
-            return _allocation.by_macs(anatomy, score, self.macs, self.round_to)
-        return _allocation.by_share(anatomy, score, self._share, self.round_to)
-
-    @property
-    def _share(self) -> float:
-        return 0.5 if self.channels is None else self.channels
-
-    def _asked(self, macs_left: float, channels_removed: float) -> dict[str, Any]:
-        if self.macs is not None:
-            return {"what": "multiply-accumulates", "removed": 1 - self.macs, "reached": 1 - macs_left}
-        return {"what": "channels", "removed": self._share, "reached": channels_removed}
+            return planner.by_macs(self.macs)
+        if self.latency is not None:
+            return planner.by_latency(self.latency)
+        return planner.by_channels(0.5 if self.channels is None else self.channels, self.heads)
 
     def _notes(self, anatomy: Anatomy) -> tuple[str, ...]:
         from modelops.pruners._allocation import step_of
@@ -164,9 +214,31 @@ class Channels(Pruner):
         return tuple(notes)
 
 
-def _described(group: Any, gone: NDArray[np.bool_]) -> dict[str, Any]:
-    removed = int(gone[group.classes].sum())
-    return {"nodes": list(group.makers), "kept": group.size - removed, "removed": removed, "width": group.width}
+def _described(anatomy: Anatomy, score: NDArray[np.float64], plan: Plan, cost: Cost) -> list[dict[str, Any]]:
+    """By group: what was kept and removed, the share of its importance that went, and what the cut of it saves."""
+    import numpy as np
+
+    from modelops.pruners._network import following, label
+
+    found = []
+    nodes = {label(node): node for node in anatomy.network.nodes}
+    for number, (group, removed) in enumerate(zip(anatomy.groups, plan.removed, strict=True)):
+        values = np.sort(score[group.classes])
+        row = {
+            "nodes": list(group.makers),
+            "fused_as": [following(nodes[maker]) for maker in group.makers if maker in nodes],
+            "kind": "heads" if group.heads else "channels",
+            "kept": group.size - removed,
+            "removed": removed,
+            "width": group.width,
+            "importance_lost": float(values[:removed].sum() / max(values.sum(), 1e-300)),
+            # What the group would still compute, if it alone had been left as it was.
+            "macs_saved": round(-cost.gain(plan.removed, number, -removed)),
+        }
+        if plan.saved is not None:
+            row["seconds_saved"] = plan.saved[number]
+        found.append(row)
+    return found
 
 
 def _nothing(anatomy: Anatomy) -> StageFailed:

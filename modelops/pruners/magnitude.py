@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from modelops.core.component import option
+from modelops.core.progress import progress
 from modelops.core.report import Metric
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import StageFailed
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+_WARNING = "warning: zeros give no speed on a CPU, dense runtimes compute with them; --method channels does"
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # A threshold over the whole model is found on every n-th weight where there are more than this.
 _SORTED_AT_ONCE = 1 << 26
@@ -27,7 +30,9 @@ class Magnitude(Pruner):
 
     tools = ("onnx-ir",)
 
-    zeros: float = option(default=0.8, help="Share of the weights to set to zero.", min=0.01, max=0.99, unit="fraction")
+    zeros: float | None = option(
+        default=None, help="Share of the weights to set to zero (default 80%).", min=0.01, max=0.99, unit="fraction"
+    )
     per: Literal["tensor", "model"] = option(
         default="tensor", help="Take this share of every tensor, or of all weights together."
     )
@@ -39,6 +44,8 @@ class Magnitude(Pruner):
         from modelops.graphs import files
         from modelops.pruners._network import refuse_quantized
 
+        # Before the work starts: who wants speed should not wait for it.
+        progress(_WARNING)
         model = files.load(source)
         refuse_quantized(model)
         weights = list(_weights(model))
@@ -51,7 +58,7 @@ class Magnitude(Pruner):
         rows, zero, total = [], 0, 0
         for value in weights:
             array = _array(value).copy()
-            mask = _smallest(array, self.zeros) if level is None else np.abs(array) <= level
+            mask = _smallest(array, self._share) if level is None else np.abs(array) <= level
             array[mask] = 0
             tensor = value.const_value
             assert tensor is not None
@@ -67,8 +74,19 @@ class Magnitude(Pruner):
                 "is compressed; use --method channels for a faster model",
             ),
             metrics=(Metric("zeros", zero / total, "fraction"),),
-            details={"asked": {"what": "weights", "removed": self.zeros, "reached": zero / total}, "weights": rows},
+            details={"asked": {"what": "weights", "removed": self._share, "reached": zero / total}, "weights": rows},
         )
+
+    @property
+    def _share(self) -> float:
+        return 0.8 if self.zeros is None else self.zeros
+
+    @property
+    def targeted(self) -> bool:
+        return self.zeros is not None
+
+    def aimed(self, removed: float) -> Self:
+        return dataclasses.replace(self, zeros=removed)
 
     def _level(self, weights: list[ir.Value]) -> float:
         """The magnitude up to which weights of the whole model become zero."""
@@ -77,7 +95,7 @@ class Magnitude(Pruner):
         total = sum(_array(value).size for value in weights)
         stride = max(1, total // _SORTED_AT_ONCE)
         sampled = np.concatenate([np.abs(_array(value).reshape(-1)[::stride]).astype(np.float32) for value in weights])
-        place = min(len(sampled) - 1, max(0, round(self.zeros * len(sampled)) - 1))
+        place = min(len(sampled) - 1, max(0, round(self._share * len(sampled)) - 1))
         return float(np.partition(sampled, place)[place])
 
 

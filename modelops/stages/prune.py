@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, option
@@ -19,12 +19,17 @@ from modelops.errors import Inconclusive, StageFailed, UsageError
 from modelops.pruners import CUT, REGISTRY, ZEROED, Pruner
 from modelops.stages import Stage, _limits
 
+if TYPE_CHECKING:
+    from modelops.stages._losses import Losses
+
 _MODEL = "model.onnx"
 # Cutting and zeroing the same channels may differ by rounding alone.
 _SURGERY_MOST = 1e-5
 # Rounding to multiples may leave a little less removed than asked.
 _MISSED_MOST = 0.02
 _BATCH = 16
+_DROP_MOST = 0.01
+_LAUNCHES = 5
 
 
 class Prune(Stage):
@@ -34,6 +39,7 @@ class Prune(Stage):
     to zero, from which dense runtimes gain nothing. What could not be treated is listed with its reason.
     """
 
+    machine_dependent = True
     method: Pruner = choice(REGISTRY, default="channels", help="How weights are removed.")
     data: Path | None = option(default=None, help="Samples to look at, and to compare on; without labels is enough.")
     dataset: Dataset | None = choice(DATASETS, default=None, help="Form of the data; told from the path by default.")
@@ -42,10 +48,17 @@ class Prune(Stage):
     metric: Literal["top1", "f1", "mae", "r2", "spearman"] | None = option(
         default=None, help="Task metric on labelled samples; by default top1 for classes and r2 for figures."
     )
-    max_drop: float = option(
-        default=0.01, help="Largest drop of the task metric that is allowed (0.01 is a point).", min=0, unit="fraction"
+    max_drop: float | None = option(
+        default=None,
+        help="Largest drop of the task metric that is allowed (default 1%, which is a point). Given without a target, "
+        "it is the target: as much is removed as it allows.",
+        min=0,
+        unit="fraction",
     )
     best_effort: bool = option(default=False, help="Accept less removal than asked for, where parts can't be cut.")
+    curve: str | None = option(
+        default=None, help="Also draw accuracy against latency over a range of cuts, such as 0.1..0.7."
+    )
     speed_budget: float = option(
         default=20.0, help="Time for measuring the gain in speed; 0 leaves it out.", min=0, unit="seconds"
     )
@@ -54,53 +67,192 @@ class Prune(Stage):
         if any(path is not None and ".py:" in path.name for path in (self.data, self.eval)):
             return _limits.trusted(self.speed_budget)
         extra = 600.0 if self.data is not None or self.eval is not None else 0.0
-        return _limits.default(2 * model_bytes, extra_seconds=extra + 3 * self.speed_budget)
+        # A search or a curve prunes several times; a target in time prunes for trials too.
+        rounds = 1 + (6 if self.max_drop is not None else 0) + (7 if self.curve is not None else 0)
+        found = _limits.default(2 * model_bytes, extra_seconds=extra + 60.0)
+        return replace(found, wall_seconds=rounds * (found.wall_seconds or 0.0) + 4 * self.speed_budget)
 
     def run(self, source: Artifact, draft: Draft) -> Report:
         from modelops.graphs.describe import summary
 
         if self.metric is not None and self.eval is None and self.data is None:
             raise UsageError("--metric needs labelled samples", hint="give them with --eval")
+        cuts = self._curve_shares()
         target = draft.file(_MODEL)
         with tempfile.TemporaryDirectory(prefix="modelops-prune-") as folder:
-            given = _Given.of(self, source, Path(folder))
-            done = self.method.prune(source.model, target, given.bench)
-            checks = [_surgery(source, given.bench, target), _reached(done, best_effort=self.best_effort)]
-            losses = self._losses(source, target, given)
-            speed, notes = self._speed(source, target, given) if self.speed_budget else ((), ())
-        before, after = summary(source.model), summary(target)
-        return Report(
-            metrics=(*_sizes(source, target, before, after), *done.metrics, *speed, *losses.metrics),
-            checks=tuple(check for check in (*checks, *losses.checks) if check is not None),
-            notes=(*done.notes, *notes, *losses.notes, *given.notes),
-            details={**done.details, "code_executed": given.code_executed(), "hint": _HINT},
-        )
+            job = _Job(self, source, target, _Given.of(self, source, Path(folder)))
+            if not job.prune():
+                return job.report({}, {})
+            job.judge()
+            if self.speed_budget:
+                job.time()
+            if cuts:
+                job.draw(cuts, draft)
+        return job.report(summary(source.model), summary(target))
 
-    def _losses(self, source: Artifact, target: Path, given: _Given) -> Any:
-        """What the outputs lost: the task metric where there are labels, else figures that nothing is gated by."""
+    def _curve_shares(self) -> list[float]:
+        from modelops.stages import _curve
+
+        if self.curve is None:
+            return []
+        _curve.require_plots()
+        if not self.speed_budget:
+            raise UsageError("--curve shows latency, which --speed-budget 0 leaves out", hint="give it some seconds")
+        return _curve.shares(self.curve)
+
+    @property
+    def allowed(self) -> float:
+        """The largest drop of the task metric that passes."""
+        return _DROP_MOST if self.max_drop is None else self.max_drop
+
+
+@dataclass
+class _Job:
+    """One run of the stage: what was made, what it loses, and how fast it is."""
+
+    stage: Prune
+    source: Artifact
+    target: Path
+    given: _Given
+    checks: list[Check] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    looks: int = 1
+
+    def prune(self) -> bool:
+        """Write the new model, at the share that was asked for or that the allowed drop leaves room for."""
+        from modelops.stages import _deepest
+
+        stage, method, bench = self.stage, self.stage.method, self.given.bench
+        found: _deepest.Search | None = None
+        if stage.max_drop is not None and not method.targeted:
+            self.looks = _deepest.LOOKS
+            folder = self.given.bench.scratch / "cuts"
+            found = _deepest.search(method, self.source, bench, self._losses, stage.max_drop, folder)
+            self.details["search"] = found.trials
+            if found.share is None:
+                self.checks.append(found.check(None, stage.max_drop))
+                return False
+            method = method.aimed(found.share)
+        done = method.prune(self.source.model, self.target, bench)
+        self.checks += [check for check in (_surgery(self.source, bench, self.target),) if check is not None]
+        if found is not None:
+            self.checks.append(found.check(done, stage.allowed))
+        else:
+            asked = (done.details["asked"], *done.details.get("also_asked", ()))
+            self.checks += [_reached(each, done, best_effort=stage.best_effort) for each in asked]
+        self.notes += done.notes
+        self.metrics += done.metrics
+        self.details |= dict(done.details)
+        return True
+
+    def _losses(self, candidate: Path) -> Losses:
         from modelops.stages._losses import losses
 
-        found = losses(source, target, given.rows, "prune", metric=self.metric, max_drop=self.max_drop)
-        gated = self.eval is not None or self.metric is not None
-        return replace(found, checks=tuple(_advisory(check, gated=gated) for check in found.checks))
+        return losses(
+            self.source,
+            candidate,
+            self.given.rows,
+            "prune",
+            metric=self.stage.metric,
+            max_drop=self.stage.allowed,
+            looks=self.looks,
+        )
 
-    def _speed(self, source: Artifact, target: Path, given: _Given) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
+    def judge(self) -> None:
+        """What the outputs lost, and what they would have lost had nothing been refitted."""
+        found = self._losses(self.target)
+        gated = self.stage.eval is not None or self.stage.metric is not None or self.looks > 1
+        self.checks += [_advisory(check, gated=gated) for check in found.checks]
+        self.metrics += found.metrics
+        self.notes += found.notes
+        cut = self.given.bench.scratch / CUT
+        if cut.is_file():
+            self.metrics += _unrefitted(self._losses(cut).metrics)
+
+    def time(self) -> None:
         """How many times as fast the new model is, one sample at a time; and what to make of it."""
-        from modelops.backends import REGISTRY as BACKENDS
-        from modelops.stages._race import Contender, standings
+        found = self._standings([("pruned", self.target)])
+        if found is None:
+            return
+        speedup, interval = found.of("pruned").speedup, found.of("pruned").interval
+        self.metrics.append(Metric("speedup", speedup, "x", interval, 0.95 if interval else None))
+        if interval is None:
+            self.notes.append("the gain in speed was measured once; --speed-budget gives it an interval")
+        elif interval[0] <= 1.0:
+            self.notes.append("this model is not surely faster than its source on this machine")
+        asked = self.details.get("asked", {})
+        if asked.get("timed"):
+            check = _fast_enough(float(asked["removed"]), speedup, interval, best_effort=self.stage.best_effort)
+            self.checks = [each for each in self.checks if each.name != "removed"] + [check]
+        self._by_group()
 
-        backend = BACKENDS.load("onnxruntime-cpu").parse({})
-        sides = [Contender("source", backend, source.model), Contender("pruned", backend, target)]
+    def _standings(self, models: list[tuple[str, Path]]) -> Any:
+        """All models beside the source; None, and a note, where they can't be timed."""
+        from modelops.stages._race import standings
+
+        sides = [self._contender("source", self.source.model), *(self._contender(*model) for model in models)]
         try:
-            found = standings(sides, given.one(), budget_seconds=self.speed_budget, most_launches=5).of("pruned")
+            return standings(sides, self.given.one(), budget_seconds=self.stage.speed_budget, most_launches=_LAUNCHES)
         except (StageFailed, Inconclusive) as error:
-            return (), (f"the gain in speed could not be measured: {error.message}",)
-        metric = Metric("speedup", found.speedup, "x", found.interval, 0.95 if found.interval else None)
-        if found.interval is None:
-            return (metric,), ("the gain in speed was measured once; --speed-budget gives it an interval",)
-        if found.interval[0] <= 1.0:
-            return (metric,), ("this model is not surely faster than its source on this machine",)
-        return (metric,), ()
+            self.notes.append(f"the gain in speed could not be measured: {error.message}")
+            return None
+
+    def _contender(self, name: str, model: Path) -> Any:
+        from modelops.backends import REGISTRY as BACKENDS
+        from modelops.stages._race import Contender
+
+        return Contender(name, BACKENDS.load("onnxruntime-cpu").parse({}), model)
+
+    def _by_group(self) -> None:
+        """Tell every group how much less time its nodes take, by the profiler of the runtime."""
+        from modelops.stages._profile import profiled
+
+        groups = self.details.get("groups", ())
+        if not groups:
+            return
+        times: list[dict[str, float]] = []
+        try:
+            for name, model in (("source", self.source.model), ("pruned", self.target)):
+                nodes = profiled(self._contender(name, model), self.given.one(), self.given.bench.scratch)
+                times.append({str(node["name"]).removesuffix("_nchwc"): float(node["microseconds"]) for node in nodes})
+        except (StageFailed, Inconclusive) as error:
+            self.notes.append(f"the time of single nodes could not be measured: {error.message}")
+            return
+        before, after = times
+        for group in groups:
+            # A runtime calls what it fused after one of the nodes that went into it.
+            names = (next((n for n in fused if n in before and n in after), "") for fused in group.pop("fused_as", ()))
+            known = [name for name in names if name]
+            saved = sum(before[name] - after[name] for name in known)
+            group["microseconds_gained"] = saved if known else None
+
+    def draw(self, cuts: list[float], draft: Draft) -> None:
+        """Prune at every cut, and write what came out as data and as a picture."""
+        from modelops.stages import _curve
+
+        folder = self.given.bench.scratch / "curve"
+        points = _curve.cut(self.stage.method, cuts, self.source, self.given.bench, self._losses, folder)
+        found = self._standings([(point["name"], folder / point["name"] / _MODEL) for point in points])
+        if found is None:
+            raise Inconclusive("the curve's cuts could not be timed", hint="give it more time with --speed-budget")
+        quality = _curve.finished(points, found)
+        _curve.write(draft, quality, points)
+        self.details["curve"] = points
+        best = f"{quality.name} {points[0]['quality']:.4g} to {points[-1]['quality']:.4g}"
+        self.notes.append(
+            f"{_curve.DATA}, {' and '.join(_curve.PICTURES)} show {best} over cuts of {cuts[0]:.0%} to {cuts[-1]:.0%}"
+        )
+
+    def report(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> Report:
+        sizes = _sizes(self.source, self.target, before, after) if after else ()
+        return Report(
+            metrics=(*sizes, *self.metrics),
+            checks=tuple(self.checks),
+            notes=(*self.notes, *self.given.notes),
+            details={**self.details, "code_executed": self.given.code_executed(), "hint": _HINT},
+        )
 
 
 _HINT = "prune less, give data for --eval, or accept what is left with --best-effort"
@@ -174,18 +326,36 @@ def _surgery(source: Artifact, bench: Any, target: Path) -> Check | None:
     return Check("surgery", verdict, text, worst, f"<= {_SURGERY_MOST:g}", rows)
 
 
-def _reached(done: Done, *, best_effort: bool) -> Check:
+def _reached(asked: Mapping[str, Any], done: Done, *, best_effort: bool) -> Check:
     """Whether as much was removed as was asked for."""
-    asked = done.details["asked"]
     wanted, reached = float(asked["removed"]), float(asked["reached"])
+    name = "removed" if asked is done.details["asked"] else f"removed.{asked['what'].replace(' ', '-')}"
     text = f"asked to remove {wanted:.1%} of the {asked['what']}, removed {reached:.1%}"
     threshold = f">= {wanted - _MISSED_MOST:.1%}"
     if reached >= wanted - _MISSED_MOST:
-        return Check("removed", "pass", text, reached, threshold)
+        return Check(name, "pass", text, reached, threshold)
     skipped = [item for item in done.details.get("skipped", ()) if not item["interface"]]
     if skipped:
         text += f"; {len(skipped)} nodes were left alone, such as {skipped[0]['node']}: {skipped[0]['reason']}"
-    return Check("removed", "pass" if best_effort else "fail", text, reached, threshold)
+    return Check(name, "pass" if best_effort else "fail", text, reached, threshold)
+
+
+def _fast_enough(removed: float, speedup: float, interval: tuple[float, float] | None, *, best_effort: bool) -> Check:
+    """Whether as little time is left as was asked for, in fresh processes: the method's own timing does not judge."""
+    reached = 1 - 1 / speedup
+    text = f"asked to remove {removed:.1%} of the time, removed {reached:.1%}"
+    if interval is not None:
+        text += f" (95 % interval {1 - 1 / interval[0]:.1%} to {1 - 1 / interval[1]:.1%})"
+    threshold = f">= {removed - _MISSED_MOST:.1%}"
+    if reached >= removed - _MISSED_MOST or best_effort:
+        return Check("removed", "pass", text, reached, threshold)
+    unsure = interval is not None and 1 - 1 / interval[1] >= removed - _MISSED_MOST
+    return Check("removed", "inconclusive" if unsure else "fail", text, reached, threshold)
+
+
+def _unrefitted(metrics: tuple[Metric, ...]) -> list[Metric]:
+    """The figures of the cut before anything was refitted, under names that say so."""
+    return [replace(metric, name=f"{metric.name}_unrefitted") for metric in metrics if "_before" not in metric.name]
 
 
 def _advisory(check: Check, *, gated: bool) -> Check:

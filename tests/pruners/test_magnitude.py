@@ -64,3 +64,23 @@ def test_model_without_weights_is_one_clear_failure(tmp_path: Path) -> None:
 def test_share_out_of_range_is_a_usage_error(zeros: Any) -> None:
     with pytest.raises(UsageError):
         REGISTRY.load("magnitude").parse({"zeros": zeros})
+
+
+def test_warning_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelops.core.progress import listen
+    from modelops.graphs import files
+
+    said: list[str] = []
+
+    def save(*_: Any, **__: Any) -> None:
+        assert said and "no speed" in said[0]
+
+    monkeypatch.setattr(files, "save", save)
+    onnx.save(chain(), tmp_path / "source.onnx")
+    bench = Bench(tmp_path / "source.onnx", tmp_path / "scratch")
+    listen(lambda what, done, total: said.append(what))
+    try:
+        REGISTRY.load("magnitude").parse({}).prune(tmp_path / "source.onnx", tmp_path / "x.onnx", bench)  # type: ignore[arg-type]
+    finally:
+        listen(None)
+    assert len(said) == 1

@@ -18,7 +18,7 @@ from prunable_models import Build, chain, feed_forward, outputs
 
 from modelops.core.artifact import Artifact, drafting
 from modelops.core.report import Report
-from modelops.errors import InputRefused, StageFailed, UsageError
+from modelops.errors import EnvironmentMissing, InputRefused, StageFailed, UsageError
 from modelops.graphs.wrap import wrap
 from modelops.stages.prune import Prune
 
@@ -164,3 +164,121 @@ def test_data_of_another_shape_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((40, 5, 8, 8), np.float32))
     with pytest.raises(InputRefused), pruned(artifact(chain(), tmp_path), data=str(tmp_path / "data.npz")):
         pass
+
+
+def half_spare() -> onnx.ModelProto:
+    """A classifier of which exactly half the channels are nothing."""
+    b = Build()
+    filters = b.random.normal(size=(16, 3, 3, 3)).astype(np.float32)
+    filters[::2] = 0
+    x = b.node("Relu", b.node("Conv", b.input("batch", 3, 8, 8), b.const(filters), pads=[1, 1, 1, 1]))
+    return b.model(b.head(x, 16))
+
+
+def test_drop_without_a_target_is_the_target(tmp_path: Path) -> None:
+    source = artifact(half_spare(), tmp_path)
+    fine = {"name": "channels", "round_to": 1}
+    with pruned(source, method=fine, eval=str(labelled(source)), max_drop=0.05) as (report, _):
+        assert report, report.worst()
+        check = next(check for check in report.checks if check.name == "removed")
+        assert "as far as a drop of 0.05 lets it go" in check.message
+        assert check.value is not None and check.value >= 0.45, "the channels that are nothing cost nothing"
+        trials = report.details["search"]
+        assert len(trials) == 6
+        assert {trial["fits"] for trial in trials} == {True, False}
+        # Six cuts were judged on the same rows: the bound has to hold for all of them together.
+        drop = next(metric for metric in report.metrics if metric.name == "top1_drop")
+        assert drop.confidence == pytest.approx(1 - 2 * 0.05 / 6)
+
+
+def test_drop_beside_a_target_is_only_a_gate(tmp_path: Path) -> None:
+    source = artifact(half_spare(), tmp_path)
+    given = {"name": "channels", "round_to": 1, "channels": 0.25}
+    with pruned(source, method=given, eval=str(labelled(source)), max_drop=0.05) as (report, _):
+        assert "search" not in report.details
+        assert report.details["asked"] == {"what": "channels", "removed": 0.25, "reached": 0.25}
+
+
+def test_drop_that_nothing_fits_into_fails(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pruned(source, eval=str(labelled(source)), max_drop=0.0) as (report, _):
+        assert report.exit_code == 1
+        assert "not even" in next(check.message for check in report.checks if check.name == "removed")
+
+
+def test_drop_as_a_target_needs_labels(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pytest.raises(UsageError, match="only be the target where samples have labels"), pruned(source, max_drop=0.01):
+        pass
+
+
+def test_figures_before_refitting_stand_beside_those_after(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    place = labelled(source)
+    with pruned(source, data=str(place), eval=str(place), best_effort=True) as (report, _):
+        values = {metric.name: metric.value for metric in report.metrics}
+        assert values["top1"] > values["top1_unrefitted"]  # type: ignore[operator]
+        assert values["sqnr"] > values["sqnr_unrefitted"]  # type: ignore[operator]
+        assert "top1_before_unrefitted" not in values
+
+
+def test_groups_tell_what_they_lost_and_gained(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with pruned(source, speed_budget=2.0) as (report, _):
+        for group in report.details["groups"]:
+            share = group["removed"] / (group["removed"] + group["kept"])
+            assert 0 < group["importance_lost"] < share, "those of least importance go"
+            assert group["macs_saved"] > 0
+            assert isinstance(group["microseconds_gained"], float)
+
+
+def test_curve_is_data_and_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    source = artifact(spare(), tmp_path)
+    options = {"eval": str(labelled(source)), "best_effort": True, "max_drop": None, "speed_budget": 3.0}
+    fine = {"name": "channels", "round_to": 1, "macs": 0.6}
+    with pruned(source, method=fine, curve="0.1..0.7", **options) as (report, model):
+        assert report, report.worst()
+        import json
+
+        found = json.loads((model.parent / "curve.json").read_text())
+        assert [point["removed"] for point in found["points"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+        assert (found["quality"], found["source"]) == ("top1", 1.0)
+        assert all(point["speedup"] > 0 and 0 <= point["quality"] <= 1 for point in found["points"])
+        assert (model.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (model.parent / "curve.svg").read_text()
+
+
+def test_curve_without_matplotlib_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelops.stages import _curve
+
+    monkeypatch.setattr(_curve, "find_spec", lambda name: None)
+    with (
+        pytest.raises(EnvironmentMissing, match="matplotlib") as caught,
+        pruned(artifact(chain(), tmp_path), curve="0.1..0.7"),
+    ):
+        pass
+    assert "pip install" in caught.value.hint and "plots" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "0.1", "0.7..0.1", "0..0.5", "0.1..0.99", "a..b"])
+def test_curve_of_no_range_is_a_usage_error(text: str) -> None:
+    from modelops.stages._curve import shares
+
+    with pytest.raises(UsageError, match="--curve"):
+        shares(text)
+
+
+def test_curve_reads_percent() -> None:
+    from modelops.stages._curve import shares
+
+    assert shares("10%..70%") == shares("0.1..0.7") == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_time_that_was_asked_for_is_judged_in_fresh_processes() -> None:
+    from modelops.stages.prune import _fast_enough
+
+    assert _fast_enough(0.5, 2.1, (1.9, 2.3), best_effort=False).verdict == "pass"
+    assert _fast_enough(0.5, 1.9, (1.8, 2.1), best_effort=False).verdict == "inconclusive"
+    assert _fast_enough(0.5, 1.5, (1.4, 1.6), best_effort=False).verdict == "fail"
+    assert _fast_enough(0.5, 1.5, (1.4, 1.6), best_effort=True).verdict == "pass"
