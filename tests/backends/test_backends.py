@@ -243,6 +243,10 @@ def test_the_gpu_tells_its_memory_and_its_clocks(name: str, right: tuple[Path, A
 @pytest.mark.parametrize(("op", "inputs", "output", "wanted"), [
     ("MatMul", [[2, 3, 8], [8, 5]], [2, 3, 5], 2 * 3 * 5 * 8),
     ("Gemm", [[4, 8]], [4, 5], 4 * 5 * 8),
+    ("Gemm", [[8, 4]], [4, 5], 4 * 5 * 8),  # its input transposed
+    ("ConvTranspose", [[1, 4, 9, 9], [4, 6, 3, 3]], [1, 6, 11, 11], 4 * 9 * 9 * 6 * 9),
+    ("LSTM", [[7, 2, 3], [1, 20, 3], [1, 20, 5]], [7, 1, 2, 5], 7 * 2 * 20 * (3 + 5)),
+    ("LSTM", [[7, 2, 3], [], []], [7, 1, 2, 5], None),
     ("Conv", [[1, 4, 9, 9], [6, 4, 3, 3], [6]], [1, 6, 7, 7], 6 * 7 * 7 * 4 * 9),
     ("Conv", [[1, 4, 9, 9], [4, 1, 3, 3]], [1, 4, 7, 7], 4 * 7 * 7 * 9),
     ("QLinearConv", [[1, 4, 9, 9], []], [1, 6, 7, 7], None),
@@ -255,3 +259,10 @@ def test_the_work_of_a_node_follows_from_its_shapes(
     from modelops.backends._node_times import macs
 
     assert macs(op, [("float", shape) for shape in inputs], [("float", output)]) == wanted
+
+
+def test_macs_are_counted_on_the_graph_as_it_stands(right: tuple[Path, Any], tmp_path: Path) -> None:
+    from modelops.backends._counting import counted_macs
+
+    assert counted_macs(right[0], {"x": X}, tmp_path) == 3 * (8 * 16 + 16 * 4)
+    assert counted_macs(right[0], {"x": X[:, :5]}, tmp_path) is None  # it can't be run

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelops.backends import _cuda
 from modelops.errors import EnvironmentMissing, StageFailed
+from modelops.stages._evidence import _held_down
 
 
 class Library:
@@ -79,3 +81,45 @@ def test_without_the_runtime_there_are_no_devices(monkeypatch: pytest.MonkeyPatc
     assert _cuda.Cuda.devices() == 0
     with pytest.raises(EnvironmentMissing, match="libcudart"):
         _cuda.Cuda(0)
+
+
+def smi_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, *, refuses: str = "") -> None:
+    """An nvidia-smi that answers for any device, and may refuse a field as older drivers do."""
+    program = folder / "nvidia-smi"
+    refusal = f'case "$*" in *{refuses}*) exit 2;; esac\n' if refuses else ""
+    program.write_text(
+        f'#!/bin/sh\n{refusal}echo "GPU, 555.1, 80 GiB, 1980 MHz, 2619 MHz, 40, 90 W, 0x0000000000000024"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize("refuses", ["", "clocks_event_reasons"])
+def test_drivers_old_and_new_tell_why_clocks_are_held_down(
+    refuses: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi_on_path(tmp_path, monkeypatch, refuses=refuses)
+
+    found = _cuda.smi("0")
+
+    assert found["clocks.sm"] == "1980 MHz" and found[_cuda.HELD_DOWN].endswith("24")
+    launch = {"sides": {"a": {"device_after": found}}}
+    assert _held_down([launch, launch], "a") == "power cap, heat"
+    assert _held_down([{"sides": {"a": {"device_after": "cpu"}}}, {"sides": {"a": {}}}], "a") == ""
+
+
+def test_nvidia_smi_is_asked_for_the_device_by_its_bus(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_cuda, "smi", lambda device: asked.append(device) or {})
+
+    _cuda.Cuda(0).described()
+
+    assert "cudaDeviceGetPCIBusId" in library.calls and asked == ["0"]  # this library leaves the bus empty
+
+
+def test_without_nvidia_smi_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert _cuda.smi("0") == {}
