@@ -32,8 +32,10 @@ class Chosen:
 def choose(model: Any, directory: Path) -> Chosen:
     """The model, or the encoder of one that writes text, with inputs; StageFailed when none that are known will do."""
     tried: list[str] = []
-    for part, notes in _parts(model):
+    for part, notes, writes in _parts(model):
         for found, settings in _calls(part, model.config, directory):
+            if not writes and any(spec.name == "decoder_input_ids" for spec in found.specs):
+                continue
             names = ", ".join(str(spec) for spec in found.specs)
             try:
                 outputs = _outputs(part, found, settings)
@@ -63,23 +65,22 @@ def choose(model: Any, directory: Path) -> Chosen:
     )
 
 
-def _parts(model: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """What may be converted, the likeliest first, with what is to be said of it."""
+def _parts(model: Any) -> Iterator[tuple[Any, tuple[str, ...], bool]]:
+    """What may be converted, the likeliest first; what is to be said of it; and whether it is given words to go on."""
     encoder = None
     if getattr(model.config, "is_encoder_decoder", False):
         try:
             encoder = model.get_encoder()
         except (AttributeError, TypeError, NotImplementedError, ValueError):
             log.debug("no encoder", exc_info=True)
-    said = ("an encoder–decoder model: its encoder alone was converted",)
+    if encoder is None or encoder is model:
+        yield model, (), True
+        return
     # A detector's decoder runs once, and is a part of what it does; one that writes text runs once for every word.
-    whole_first = "pixel_values" in str(model.main_input_name) or type(model).__name__.endswith(_JUDGES)
-    if whole_first or encoder is None or encoder is model:
-        yield model, ()
-    if encoder is not None and encoder is not model:
-        yield encoder, said
-        if not whole_first:
-            yield model, ()
+    if "pixel_values" in str(model.main_input_name) or type(model).__name__.endswith(_JUDGES):
+        yield model, (), False
+    yield encoder, ("an encoder–decoder model: its encoder alone was converted",), False
+    yield model, (), True
 
 
 def _calls(part: Any, config: Any, directory: Path) -> Iterator[tuple[Examples, dict[str, Any]]]:
