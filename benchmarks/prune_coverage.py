@@ -1,0 +1,220 @@
+"""What prune follows and what it leaves alone, with the proof of every cut: on tiny networks of many architectures.
+
+    python benchmarks/prune_coverage.py [--seconds N] [--peer PYTHON] [--only NAME …] [--table]
+
+Models are those that ``python benchmarks/_zoo.py`` made (convolutional networks and transformers, random weights) and
+more of transformers' types, exported on the way and kept below ``results/prune/models``. Of each, half the channels of
+every group are removed; then the cut graph is run beside the source in which nothing reads the same channels, which
+must give the same outputs within 1e-5 of scale. Results go to ``results/prune/coverage.jsonl``, one line for a model;
+what is there is not done again. ``--table`` only prints what is there.
+
+With ``--peer``, torch-pruning (DepGraph) prunes the same types in PyTorch: give the Python of a venv that has it,
+made with
+
+    python -m venv /var/tmp/peers/torch-pruning
+    echo "$PWD/.venv/lib/python3.11/site-packages" > \
+        /var/tmp/peers/torch-pruning/lib/python3.11/site-packages/modelops.pth
+    /var/tmp/peers/torch-pruning/bin/pip install --no-deps torch-pruning==1.6.1
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "results" / "prune"
+RESULTS = FOLDER / "coverage.jsonl"
+ZOO = HERE / "results" / "zoo"
+# Beside the zoo's: convolutional and hierarchical networks, gated feed-forward, fused projections, encoders of sound.
+MORE = (
+    "resnet", "mobilenet_v1", "mobilenet_v2", "regnet", "efficientnet", "convnextv2", "swin", "segformer", "pvt_v2",
+    "levit", "cvt", "llama", "qwen2", "gemma", "bloom", "falcon", "t5", "mobilebert", "deberta-v2", "wav2vec2",
+    "whisper", "hiera", "dinat", "vit_mae",
+)  # fmt: skip
+MOST_ERROR = 1e-5
+PEER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {folder!r})
+import torch, torch_pruning as tp
+from _tiny_models import build
+tiny = build({name!r})
+model, inputs = tiny.module.eval(), tiny.inputs
+before = sum(p.numel() for p in model.parameters())
+shapes = lambda out: [tuple(v.shape) for v in out.values() if hasattr(v, "shape")]
+with torch.no_grad():
+    was = shapes(model(**inputs))
+for parameter in model.parameters():
+    parameter.requires_grad_(True)
+pruner = tp.pruner.BasePruner(
+    model, inputs, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5,
+    forward_fn=lambda m, i: m(**i), output_transform=lambda out: sum(v.sum() for v in out.values() if hasattr(v, "sum")),
+)
+pruner.step()
+with torch.no_grad():
+    now = shapes(model(**inputs))
+after = sum(p.numel() for p in model.parameters())
+print("RESULT" + json.dumps(dict(parameters_left=after / before, outputs_changed=was != now)))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--peer", type=Path, default=Path("/var/tmp/peers/torch-pruning/bin/python"))
+    parser.add_argument("--only", nargs="*", default=())
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.seconds
+    done = {row["model"]: row for row in _rows()}
+    for name in () if options.table else _names():
+        if (options.only and name not in options.only) or name in done:
+            continue
+        if time.monotonic() > end:
+            print("out of time: run again to go on")
+            break
+        row = {"model": name, **_looked_at(name)}
+        if options.peer.is_file() and not name.startswith("cnn-"):
+            row["torch_pruning"] = _peer(options.peer, name.removeprefix("transformer-").removesuffix("-torchscript"))
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        done[name] = row
+        print(_line(row), flush=True)
+    _table(list(done.values()))
+
+
+def _names() -> list[str]:
+    there = [path.stem for kind in ("cnn", "transformer") for path in sorted(ZOO.glob(f"{kind}-*.onnx"))]
+    return [*MORE, *there]
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def _looked_at(name: str) -> dict[str, Any]:
+    """Prune the model, and prove the cut; what was not pruned comes with its reason."""
+    from modelops.errors import ModelOpsError
+    from modelops.graphs.wrap import wrap
+    from modelops.pruners import REGISTRY
+    from modelops.stages._workbench import SampleBench
+    from modelops.stages.prune import _surgery
+
+    path = ZOO / f"{name}.onnx"
+    if not path.is_file():
+        problem = _export(name)
+        if problem:
+            return {"outcome": "not exported", "reason": problem}
+        path = FOLDER / "models" / f"{name}.onnx"
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        try:
+            source = wrap(path, Path(folder) / "source")
+            bench = SampleBench(source, Path(folder))
+            pruner = REGISTRY.load("channels").parse({"channels": 0.5, "round_to": 1})
+            target = Path(folder) / "pruned.onnx"
+            done = pruner.prune(source.model, target, bench)
+            check = _surgery(source, bench, target)
+        except ModelOpsError as error:
+            return {"outcome": "left alone", "reason": error.message}
+        except Exception as error:
+            return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+    values = {metric.name: metric.value for metric in done.metrics}
+    groups = done.details["groups"]
+    kept_out = [item for item in done.details["skipped"] if not item["interface"]]
+    reasons: dict[str, int] = {}
+    for item in kept_out:
+        reasons[item["reason"].split(" '")[0]] = reasons.get(item["reason"].split(" '")[0], 0) + item["channels"]
+    return {
+        "outcome": "pruned" if check is not None and check.verdict == "pass" else "failed",
+        "error": None if check is None else check.value,
+        "groups": len(groups),
+        "heads": sum(group["kind"] == "heads" for group in groups),
+        "channels": values["channels_before"],
+        "removed": values["channels_before"] - values["channels"],
+        "macs_left": values["macs"] / values["macs_before"],
+        "left_alone": sum(item["channels"] for item in kept_out),
+        "reasons": dict(sorted(reasons.items(), key=lambda pair: -pair[1])[:3]),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _export(name: str) -> str:
+    """Export a type of transformers; why not, where that fails."""
+    import torch
+    from _tiny_models import build
+
+    path = FOLDER / "models" / f"{name}.onnx"
+    if path.is_file():
+        return ""
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            tiny = build(name)
+            shapes = {n: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for n, axes in tiny.dynamic.items()}
+            program = torch.onnx.export(
+                tiny.module.eval(), (), kwargs=tiny.inputs, dynamic_shapes=shapes, dynamo=True, verbose=False
+            )
+            program.save(str(path), external_data=False)
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return ""
+
+
+def _peer(python: Path, name: str) -> dict[str, Any]:
+    script = PEER.format(folder=str(HERE), name=name)
+    found = subprocess.run([str(python), "-c", script], capture_output=True, text=True, timeout=600)
+    for line in found.stdout.splitlines():
+        if line.startswith("RESULT"):
+            return dict(json.loads(line.removeprefix("RESULT")))
+    return {"error": (found.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+
+
+def _line(row: dict[str, Any]) -> str:
+    name = row["model"].removesuffix("-torchscript").removesuffix("-dynamo")
+    if "groups" not in row:
+        return f"| {name} | {row['outcome']} | | | | | {row['reason'][:90]} | {_peer_text(row)} |"
+    why = "; ".join(f"{count} {reason}" for reason, count in row["reasons"].items())
+    return (
+        f"| {name} | {row['outcome']} | {row['groups']} | {row['heads']} | {row['removed']} of {row['channels']} | "
+        f"{row['macs_left']:.0%} | {row['error']:.0e} | {why or '–'} | {_peer_text(row)} |"
+    )
+
+
+def _peer_text(row: dict[str, Any]) -> str:
+    peer = row.get("torch_pruning")
+    if peer is None:
+        return "not run"
+    if "error" in peer:
+        return f"failed: {peer['error'][:60]}"
+    changed = ", changed the outputs' shape" if peer["outputs_changed"] else ""
+    return f"{peer['parameters_left']:.0%} of parameters left{changed}"
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    print(
+        "\n| model | outcome | groups | of heads | channels removed | MACs left | error | left alone | torch-pruning |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        print(_line(row))
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in {row["outcome"] for row in rows}}
+    print(f"\n{len(rows)} models: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+
+
+if __name__ == "__main__":
+    main()
