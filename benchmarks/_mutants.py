@@ -28,7 +28,7 @@ class Mutant:
 
 
 def mutants(
-    model: onnx.ModelProto, random: randoms.Random, kinds: dict[str, Change] | None = None, tries: int = 4
+    model: onnx.ModelProto, random: randoms.Random, kinds: dict[str, Change] | None = None, tries: int = 30
 ) -> Iterator[Mutant]:
     """One mutant of every kind that fits somewhere, the kinds and the nodes in an order drawn at random."""
     names = list(KINDS if kinds is None else kinds)
