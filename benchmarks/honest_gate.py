@@ -8,6 +8,8 @@ Every run is seeded, and draws a task, a model and a way to quantize it:
 - ways: those that lose nothing, those that lose far too much, and those that lose about what is allowed, where a gate
   could be fooled: ranges that clip, 4-bit weights, one scale for a whole matrix, and what ``auto`` chooses
 
+Nothing is timed: every model counts as faster than float.
+
 The gate sees 3,000 rows and a budget of one point. The promise: of the runs that pass, at most 5 % lose more than a
 point on the 20,000 rows; and at least half pass. The drop on 20,000 rows has an error of its own, told beside it.
 Every run is added to benchmarks/results/honest_gate.jsonl at once: interrupt it, and go on later.
@@ -21,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -30,7 +33,8 @@ from modelops.graphs.wrap import wrap
 from modelops.measures.distributions import proportion_bounds
 from modelops.measures.drops import paired_bounds
 from modelops.quantizers import REGISTRY
-from modelops.stages.quantize import Quantize
+from modelops.stages import quantize
+from modelops.stages._search import Search
 
 RESULTS = Path(__file__).with_name("results") / "honest_gate.jsonl"
 BUDGET = 0.01
@@ -90,18 +94,16 @@ def one_run(seed: int, folder: Path) -> dict[str, Any]:
     np.savez(folder / "evaluation.npz", x=xe, labels=ye)
     way = WAYS[(seed // 2) % len(WAYS)]
     method = REGISTRY.load(way["name"]).parse({key: value for key, value in way.items() if key != "name"})
-    stage = Quantize(
+    stage = quantize.Quantize(
         method=method,
         data=folder / "calibration.npz",
         eval=folder / "evaluation.npz",
         metric="top1",
         max_drop=BUDGET,
-        if_slower="publish",
-        speed_budget=1.0,
         seed=seed,
     )
     (folder / "draft").mkdir()
-    report = stage.run(source, Draft(folder / "draft"))
+    report = untimed(stage, source, folder / "draft", rng)
     drop = next((check for check in report.checks if check.name == "top1.drop"), None)
     row: dict[str, Any] = {
         "seed": seed,
@@ -116,6 +118,17 @@ def one_run(seed: int, folder: Path) -> dict[str, Any]:
     if model.is_file():
         row |= truth(source, model, xu, yu)
     return row
+
+
+def untimed(stage: quantize.Quantize, source: Artifact, folder: Path, rng: np.random.Generator) -> Any:
+    """The stage's report with made-up speeds, always faster than float: accuracy is all that counts here."""
+
+    def look(*_: Any) -> dict[str, Any]:
+        return {"ratios": [float(rng.uniform(0.1, 0.9))] * 3, "untimed": "", "latency_ms": None, "float_ms": None}
+
+    pace = quantize.Pace("pass", "not timed", ())
+    with mock.patch.object(quantize, "timed", lambda *_: pace), mock.patch.object(Search, "_look", look):
+        return stage.run(source, Draft(folder))
 
 
 def digits(rng: np.random.Generator) -> tuple[Any, Any]:

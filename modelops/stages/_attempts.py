@@ -103,7 +103,7 @@ class Attempts:
             bench = self._bench(stage.eval, None)
             made_up = bench.dataset is not None and bench.dataset.made_up
             self.rows = Rows("--eval", not made_up, bench)
-        self._memory: _Memory | None = None
+        self.memory: _Memory | None = None
 
     def _bench(self, data: Path | None, samples: int | None, scratch: Path | None = None) -> SampleBench:
         dataset = self.stage.dataset if data is not None else None
@@ -167,7 +167,7 @@ class Attempts:
             more=self.more,
             seed=stage.seed,
             looks=candidates,
-            before=self._memory,
+            before=self.memory,
             exact=self.exact,
         )
         attempt.checks += found.checks
@@ -189,11 +189,11 @@ class Attempts:
         from modelops.stages._compare import running
 
         with running(self.source.model, REGISTRY.load("onnxruntime-cpu").parse({})) as session:
-            self._memory = _Memory(Side(session, self.source.signature))
+            self.memory = _Memory(Side(session, self.source.signature))
             try:
                 yield
             finally:
-                self._memory = None
+                self.memory = None
 
 
 class _Memory:

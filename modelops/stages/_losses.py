@@ -137,7 +137,7 @@ def losses(
     )
     drop: Drop | None = None
     notes = [f"judged on {rows.origin}: {found.rows} rows"]
-    metrics = list(_figures(found.differences))
+    metrics = list(figures(found.differences))
     if result and result["drop"]:
         drop = Drop.parse(result["drop"])
         check = judge_drop(drop, max_drop)
@@ -218,7 +218,7 @@ def _by_agreement(check: Check, found: dict[str, Difference], output: str, max_d
     return replace(check, verdict="pass", message=text)
 
 
-def _figures(differences: dict[str, Difference]) -> Iterator[Metric]:
+def figures(differences: dict[str, Difference]) -> Iterator[Metric]:
     """The figures of the first output that people ask for, without its name; the checks hold the rest."""
     from modelops.measures.distributions import wilson
 

@@ -17,26 +17,27 @@ search that was killed goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import modelops
+from modelops.backends import REGISTRY as BACKENDS
+from modelops.backends import Backend
 from modelops.core import cache, machine
 from modelops.core.component import described
 from modelops.core.manifest import digest
 from modelops.core.progress import progress
 from modelops.errors import Inconclusive, ResourceExhausted, StageFailed
-from modelops.measures.distributions import t_quantile
+from modelops.measures.judging import judge
 from modelops.quantizers.auto import Auto, Candidate, Facts
 from modelops.stages import _speed
 from modelops.stages._attempts import MODEL, Attempt, Attempts
+from modelops.stages._measuring import Side, compare_models
 from modelops.stages._race import Contender, Plan, measure
+from modelops.stages._tried import Tried, beats, line
 
 _KIND = "candidates"
 _LAUNCHES = 3
@@ -46,54 +47,6 @@ _PLAN = Plan(rounds=10, most_rounds=40, warm_most_seconds=1.0)
 _ALIKE = 1.02
 
 
-@dataclass
-class Tried:
-    """One row of the table: an attempt, how it did in the short look, and what was made of it."""
-
-    attempt: Attempt
-    ratios: list[float] = field(default_factory=list)
-    latency_ms: float | None = None
-    float_ms: float | None = None
-    untimed: str = ""
-    outcome: str = ""
-    reason: str = ""
-
-    @property
-    def speedup(self) -> float | None:
-        """How many times as fast as float, the geometric mean over the launches of the look."""
-        return math.exp(fmean(self.ratios)) if self.ratios else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Where the true speed-up lies, at 95 % (Student's t over launches)."""
-        if len(self.ratios) < 2:
-            return None
-        half = t_quantile(0.975, len(self.ratios) - 1) * stdev(self.ratios) / math.sqrt(len(self.ratios))
-        mean = fmean(self.ratios)
-        return math.exp(mean - half), math.exp(mean + half)
-
-    def row(self) -> dict[str, Any]:
-        """The row as JSON values, for the manifest."""
-        attempt = self.attempt
-        figures = {metric.name: metric.value for metric in attempt.metrics}
-        return {
-            "name": attempt.name,
-            "method": dict(attempt.method),
-            "bytes": attempt.bytes or None,
-            "seconds": round(attempt.seconds, 2),
-            "accuracy": None if attempt.impossible else attempt.verdict,
-            "figures": {name: figures[name] for name in sorted(figures) if name in _FIGURES or name.endswith("_drop")},
-            "speedup": self.speedup,
-            "interval": list(self.interval) if self.interval else None,
-            "latency_ms": self.latency_ms,
-            "outcome": self.outcome,
-            "reason": self.reason,
-        }
-
-
-_FIGURES = ("agreement", "cosine_mean", "cosine_min", "nearest", "sqnr", "top1", "top1_before")
-
-
 class Search:
     """A search on the attempts of one run. ``rows`` holds what was tried, in order; ``best`` what came out ahead."""
 
@@ -101,6 +54,7 @@ class Search:
         self.auto, self.attempts, self.feed = auto, attempts, feed
         self.tried: list[Tried] = []
         self.untried: list[dict[str, str]] = []
+        self.elsewhere: Tried | None = None
         self.remembered = 0
         self._started = time.monotonic()
         self._longest = 0.0
@@ -124,7 +78,50 @@ class Search:
             if best is not None and best.attempt.place is None:
                 self._made_again(best, next(one for one in plan if one.name == best.attempt.name), len(plan))
         self._tell(best)
+        self.elsewhere = self._elsewhere()
         return best
+
+    def _elsewhere(self) -> Tried | None:
+        """The float model as it is on OpenVINO, in the precision that is fast here; None where that can't be had."""
+        stage = self.attempts.stage
+        if stage.backend.name != "onnxruntime-cpu" or time.monotonic() - self._started > self.auto.budget:
+            return None
+        bf16 = {"amx_bf16", "avx512_bf16"} & set(machine.cpu_features())
+        precision = "bf16" if bf16 else "f32"
+        backend = BACKENDS.load("openvino-cpu").parse(
+            {"threads": stage.backend.to_dict()["threads"], "precision": precision}
+        )
+        if backend.missing():
+            return None
+        name = f"float on openvino-cpu, {precision}"
+        key = f"speed {digest({**self._facts['speed'], 'elsewhere': described(backend)})}" if self._facts else None
+        found = cache.get(_KIND, key) if key else None
+        if found is None:
+            try:
+                found = {"attempt": self._on(backend, name).remembered}
+            except (StageFailed, ResourceExhausted):
+                return None
+            found |= self._beside_float(Contender(name, backend, self.attempts.source.model))
+            if key and found["ratios"]:
+                cache.put(_KIND, key, found)
+        tried = Tried(Attempt.parse(found["attempt"]), found["ratios"], found["latency_ms"], found["float_ms"])
+        tried.outcome = "another runtime"
+        return tried
+
+    def _on(self, backend: Backend, name: str) -> Attempt:
+        """How far the float model's outputs move on another backend."""
+        from modelops.stages._compare import running
+        from modelops.stages._losses import figures
+
+        source = self.attempts.source
+        attempt = Attempt(name, {"name": "float"}, bytes=source.size)
+        with self.attempts.remembering(), running(source.model, backend) as session:
+            assert self.attempts.memory is not None
+            after = Side(session, source.signature)
+            differences = compare_models(self.attempts.memory, after, self.attempts.rows.stream(source)).differences
+        attempt.metrics += figures(differences)
+        attempt.checks += judge(differences, backend.loses(), agreement_evaluated=False)
+        return attempt
 
     def _needless(self, candidate: Candidate) -> str:
         """Why a candidate is passed over, empty when it is tried."""
@@ -184,15 +181,15 @@ class Search:
 
     def _look(self, attempt: Attempt) -> dict[str, Any]:
         """The speed-up over float in each of a few launches, as JSON values."""
-        stage = self.attempts.stage
         assert attempt.place is not None
-        contenders = [
-            Contender(attempt.name, stage.backend, attempt.place),
-            Contender("float32", stage.backend, self.attempts.source.model),
-        ]
+        return self._beside_float(Contender(attempt.name, self.attempts.stage.backend, attempt.place))
+
+    def _beside_float(self, contender: Contender) -> dict[str, Any]:
+        stage = self.attempts.stage
+        floating = Contender("float32", stage.backend, self.attempts.source.model)
         try:
             records = measure(
-                contenders,
+                [contender, floating],
                 self.feed,
                 budget_seconds=min(_LOOK_SECONDS, self.auto.budget),
                 launches=_LAUNCHES,
@@ -202,11 +199,11 @@ class Search:
         except (Inconclusive, StageFailed, ResourceExhausted) as error:
             return {"ratios": [], "untimed": error.message, "latency_ms": None, "float_ms": None}
         clock = _speed.clock(records)
-        ratios = [launch.log_ratio(clock) for launch in _speed.launches(records, "float32", attempt.name)]
+        ratios = [launch.log_ratio(clock) for launch in _speed.launches(records, "float32", contender.name)]
         return {
             "ratios": [ratio for ratio in ratios if ratio is not None],
             "untimed": "",
-            "latency_ms": _speed.block_ms(records, attempt.name),
+            "latency_ms": _speed.block_ms(records, contender.name),
             "float_ms": _speed.block_ms(records, "float32"),
         }
 
@@ -258,17 +255,33 @@ class Search:
         rows = [tried.row() for tried in self.tried]
         for row, tried in zip(rows, self.tried, strict=True):
             row["pareto"] = tried.speedup is not None and not any(
-                _beats(other, tried) for other in self.tried if other is not tried
+                beats(other, tried) for other in self.tried if other is not tried
             )
-        return rows + [{"name": one["name"], "outcome": "not tried", "reason": one["reason"]} for one in self.untried]
+        rows += [{"name": one["name"], "outcome": "not tried", "reason": one["reason"]} for one in self.untried]
+        return rows + ([{**self.elsewhere.row(), "pareto": False}] if self.elsewhere is not None else [])
 
     def notes(self) -> list[str]:
         """One line for every candidate, and what was taken from memory."""
-        lines = [_line(tried) for tried in self.tried]
+        lines = [line(tried) for tried in self.tried]
         lines += [f"{one['name']}: not tried, {one['reason']}" for one in self.untried]
+        if advice := self._advice():
+            lines.append(advice)
         if self.remembered:
             lines.append(f"{self.remembered} of {len(self.tried)} candidates were remembered from a search before")
         return lines
+
+    def _advice(self) -> str:
+        """That the float model is faster on another runtime than the best candidate is here; empty where it is not."""
+        other, best = self.elsewhere, self._best()
+        if other is None or other.interval is None or other.attempt.failed:
+            return ""
+        beaten = best.speedup if best is not None and best.speedup is not None and not best.attempt.failed else 1.0
+        if other.interval[0] <= max(beaten, 1.0):
+            return ""
+        return (
+            f"keeping float and running it on another backend is faster still: {line(other)}; "
+            "see `modelops bench --backend openvino-cpu`"
+        )
 
     def _keys(self, candidate: Candidate, count: int) -> dict[str, str] | None:
         """What a candidate's accuracy, and its speed, depend on; None where that can't be known."""
@@ -280,31 +293,6 @@ class Search:
             "accuracy": f"accuracy {accuracy}",
             "speed": f"speed {digest({**self._facts['speed'], 'candidate': accuracy})}",
         }
-
-
-def _line(tried: Tried) -> str:
-    attempt = tried.attempt
-    if attempt.impossible:
-        return f"{attempt.name}: {attempt.impossible}"
-    figures = {metric.name: metric.value for metric in attempt.metrics}
-    parts = [f"{attempt.bytes / 2**20:.3g} MiB"]
-    if tried.speedup is not None:
-        interval = tried.interval
-        parts.insert(0, f"{tried.speedup:.2f}x" + (f" ({interval[0]:.2f}…{interval[1]:.2f})" if interval else ""))
-    for name in ("top1", "cosine_mean", "sqnr"):
-        if isinstance(figures.get(name), (int, float)):
-            parts.append(f"{name} {figures[name]:.4g}")
-    reason = f": {tried.reason}" if tried.reason and tried.outcome in ("not accurate enough", "not timed") else ""
-    return f"{attempt.name}: {', '.join(parts)}, {tried.outcome}{reason}"
-
-
-def _beats(one: Tried, other: Tried) -> bool:
-    """Whether ``one`` is at least as good in accuracy, speed and size, and better in one of them."""
-    if one.speedup is None or other.speedup is None:
-        return False
-    mine = (one.attempt.sqnr, one.speedup, -one.attempt.bytes)
-    theirs = (other.attempt.sqnr, other.speedup, -other.attempt.bytes)
-    return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
 def _facts(attempts: Attempts) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ def attempt(name: str, *, sqnr: float = 30.0, verdict: str = "pass", size: int =
 
 def chosen(*rows: Tried) -> Any:
     search = object.__new__(Search)
-    search.tried, search.untried, search.remembered = list(rows), [], 0
+    search.tried, search.untried, search.remembered, search.elsewhere = list(rows), [], 0, None
     best = search._best()
     search._tell(best)
     return best, search
@@ -102,7 +102,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELOPS_CACHE", str(tmp_path / "cache"))
 
 
-def looked(monkeypatch: pytest.MonkeyPatch, speedups: dict[str, float]) -> list[str]:
+def looked(monkeypatch: pytest.MonkeyPatch, speedups: dict[str, float], elsewhere: bool = False) -> list[str]:
     """Replace timing: candidates run at these speeds, and the names of those that were looked at are listed."""
     seen: list[str] = []
 
@@ -115,7 +115,13 @@ def looked(monkeypatch: pytest.MonkeyPatch, speedups: dict[str, float]) -> list[
         best = max(speedups.values())
         return Pace("pass" if best > 1 else "fail", f"runs at {best}x", (Metric("speedup", best, "x"),))
 
+    def beside(self: Search, contender: Any) -> dict[str, Any]:
+        return {"ratios": [1.0, 1.01, 1.02], "untimed": "", "latency_ms": 1.0, "float_ms": 1.0}
+
     monkeypatch.setattr(Search, "_look", look)
+    monkeypatch.setattr(Search, "_beside_float", beside)
+    if not elsewhere:
+        monkeypatch.setattr(Search, "_elsewhere", lambda _: None)
     monkeypatch.setattr(quantize, "timed", timed)
     return seen
 
@@ -163,6 +169,21 @@ def test_a_second_search_measures_nothing_again(
     assert second.details["candidates"] == first.details["candidates"]
     ran(Quantize(data=data, max_drop=0.5, batch=4), net, tmp_path)
     assert len(seen) == 4  # other options are another search
+
+
+def test_float_on_another_runtime_is_told_where_it_is_faster(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    looked(monkeypatch, {"dynamic": 0.3, "static, best ranges": 1.2}, elsewhere=True)
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.details["method"] == "static"
+    row = report.details["candidates"][-1]
+    assert row["name"].startswith("float on openvino-cpu") and row["accuracy"] == "pass"
+    assert any("keeping float and running it on another backend is faster still" in note for note in report.notes)
+    looked(monkeypatch, {"dynamic": 0.3, "static, best ranges": 9.0}, elsewhere=True)
+    report, _ = ran(Quantize(data=data, seed=1), net, tmp_path)
+    assert not any("another backend is faster" in note for note in report.notes)
 
 
 def test_when_the_budget_is_spent_the_best_so_far_is_taken(
