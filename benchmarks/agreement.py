@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import json
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -141,15 +142,15 @@ def between(a: list[float], b: list[float]) -> float:
 
 def once(model: Path, feed: dict[str, Any], path: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One round, as a line of the results."""
-    backend = REGISTRY.load("onnxruntime-cpu").parse({"threads": 1})
+    backend, rng = REGISTRY.load("onnxruntime-cpu").parse({"threads": 1}), random.Random(seed)
     with (
         loops(model, path, folder) as (plain, profiled),
         measuring([Contender("model", backend, model)], feed, seed=seed) as measurement,
     ):
 
         def turns() -> None:
-            plain.block(measurement.n["model"])
-            profiled.block(measurement.n["model"])
+            for loop in rng.sample((plain, profiled), 2):
+                loop.block(measurement.n["model"])
 
         measurement.on_block = turns
         measurement.launch(4.0)

@@ -19,8 +19,6 @@ Intervals are taken over launches. The share of the peak is what the model multi
 the machine does in one large float32 product (``modelops doctor --peak``, measured first where it never was); a
 backend that computes in bfloat16 or with better kernels may exceed 100 %. Agreement is the worst cosine over outputs
 with onnxruntime's, and the largest difference over the largest value.
-
-int8 stands beside them where quantizing (dynamic, without data) gives a model: its agreement is that of the method.
 """
 
 from __future__ import annotations
@@ -101,16 +99,16 @@ MODELS: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
-def converted(name: str, verb: str, *words: str) -> Path | None:
+def converted(name: str) -> Path | None:
     """The artifact of that model, made where it is missing; None where that fails, with the reason printed."""
-    target = RESULTS / "models" / f"{name}-{verb}"
+    target = RESULTS / "models" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "modelops.cli.main", verb, *words[:1], str(target), *words[1:]]
-        print(f"{name}: {verb}", file=sys.stderr)
+        print(f"{name}: convert", file=sys.stderr)
+        command = [sys.executable, "-m", "modelops.cli.main", "convert", MODELS[name][0], str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not target.exists():
-            print(f"{name}: no {verb}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            print(f"{name}: {done.stderr.strip()}", file=sys.stderr)
             return None
     return target
 
@@ -123,7 +121,7 @@ def contenders(name: str) -> list[Any]:
     from modelops.stages._race import Contender
 
     spec, _ = MODELS[name]
-    model = converted(name, "convert", spec)
+    model = converted(name)
     if model is None:
         return []
     onnx = Artifact.open(model).model
@@ -137,9 +135,6 @@ def contenders(name: str) -> list[Any]:
     ]
     if {"avx512_bf16", "amx_bf16"} & set(machine.cpu_features()):
         wanted.insert(2, ("openvino bf16", "openvino-cpu", {"precision": "bf16"}, onnx))
-    int8 = converted(name, "quantize", str(model), "--method", "dynamic", "--if-slower", "keep")
-    if int8 is not None:
-        wanted.insert(1, ("onnxruntime int8", "onnxruntime-cpu", {}, Artifact.open(int8).model))
     found = []
     for label, backend, options, path in wanted:
         chosen = REGISTRY.load(backend).parse(options)
@@ -154,7 +149,7 @@ def feed_of(name: str) -> dict[str, Any]:
     from modelops.core.artifact import Artifact
     from modelops.stages._feed import timing_feed
 
-    artifact = Artifact.open(RESULTS / "models" / f"{name}-convert")
+    artifact = Artifact.open(RESULTS / "models" / name)
     return timing_feed(artifact, batch=1, sizes=MODELS[name][1])[0]
 
 
@@ -207,7 +202,7 @@ def work(name: str, feed: dict[str, Any], scratch: Path) -> int | None:
     from modelops.backends._counting import counted_macs
     from modelops.core.artifact import Artifact
 
-    return counted_macs(Artifact.open(RESULTS / "models" / f"{name}-convert").model, feed, scratch)
+    return counted_macs(Artifact.open(RESULTS / "models" / name).model, feed, scratch)
 
 
 def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
