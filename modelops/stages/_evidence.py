@@ -20,6 +20,7 @@ from modelops.stages._speed import Record
 BLOCKS = "blocks.jsonl"
 MEASUREMENTS = "measurements.json"
 SCHEMA = "modelops.measurements/2"
+_BEYOND = 1.1  # of the peak, which one large product need not reach quite
 _LAUNCHES_MIN = 3  # for an interval that can be held against another measurement's
 
 
@@ -85,6 +86,10 @@ class Evidence:
             details["work"] = self._work(self.profile)
             notes += _profile.sentences(self.profile)
             tables.append(_profile.table(details["work"]))
+            if any((row["share_of_peak"] or 0.0) > _BEYOND for row in details["work"]):
+                notes.append(
+                    "more than the peak: the machine was busy when doctor --peak measured it; measure it again"
+                )
         if tables:
             details["tables"] = tables
         verdict = self.verdict()

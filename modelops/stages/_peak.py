@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.core import cache, machine
 from modelops.core.progress import tracked
+from modelops.stages import _preflight
 
 if TYPE_CHECKING:
     from modelops.backends import Backend
@@ -41,7 +42,7 @@ def measure() -> dict[str, Any]:
         "int8_gops": _int8,
         "bandwidth_gb_per_s": _bandwidth,
     }
-    found: dict[str, Any] = {"threads": machine.usable_cpus()}
+    found: dict[str, Any] = {"threads": machine.usable_cpus(), "busy": _preflight.look()["busy"]}
     with tempfile.TemporaryDirectory(prefix="modelops-peak-") as folder:
         for name in tracked("measuring the machine's peak", list(kinds), len(kinds)):
             before = (remembered() or {}).get(name)

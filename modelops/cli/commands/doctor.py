@@ -161,6 +161,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             + (f"bfloat16 {peak['bfloat16_gflops']:.0f} GFLOP/s, " if peak.get("bfloat16_gflops") else "")
             + f"int8 {peak['int8_gops']:.0f} Gop/s, memory {peak['bandwidth_gb_per_s']:.1f} GB/s"
         )
+        if (peak.get("busy") or 0.0) > 0.25:
+            yield f"  other work used {peak['busy']:.0%} of the CPUs meanwhile: measure it again on a quiet machine"
     yield f"memory: {size_text(found['memory_bytes'])}"
     yield f"cache: {found['cache']}"
     yield "backends"
