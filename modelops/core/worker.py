@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,10 +35,14 @@ _LOG_TAIL_BYTES = 4000
 
 @dataclass(frozen=True)
 class Limits:
-    """What one worker and all its children may use; None means no limit."""
+    """What one worker and all its children may use; None means no limit.
+
+    CPU time is the fairer limit where other work shares the machine; wall time ends what only waits.
+    """
 
     wall_seconds: float | None = None
     memory_bytes: int | None = None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def call(
         private = tempfile.TemporaryDirectory(prefix="modelops-worker-", ignore_cleanup_errors=True)
         scratch = stack.enter_context(private)
         try:
-            child = _spawn(function, arguments, writer, output, scratch)
+            child = _spawn(function, arguments, writer, output, scratch, limits or Limits())
         finally:
             os.close(writer)
         stack.callback(_end, child)
@@ -105,9 +109,15 @@ def call(
 
 
 def _spawn(
-    function: str, arguments: Mapping[str, Any], writer: int, output: IO[bytes], scratch: str
+    function: str, arguments: Mapping[str, Any], writer: int, output: IO[bytes], scratch: str, limits: Limits
 ) -> subprocess.Popen[bytes]:
-    job = {"function": function, "arguments": dict(arguments), "events": writer, "parent": os.getpid()}
+    job = {
+        "function": function,
+        "arguments": dict(arguments),
+        "events": writer,
+        "parent": os.getpid(),
+        "limits": asdict(limits),
+    }
     try:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "modelops.core.worker"],
@@ -160,6 +170,12 @@ class _Watch:
         if wall is not None and time.monotonic() - self.started > wall:
             raise ResourceExhausted(
                 f"{self.what} took longer than {wall:.0f} s, the limit",
+                hint="raise it with --time-limit if the model is to be trusted",
+            )
+        cpu = self.limits.cpu_seconds
+        if cpu is not None and sum(_cpu_seconds(pid) for pid in tree(self.child.pid)) > cpu:
+            raise ResourceExhausted(
+                f"{self.what} took more than {cpu:.0f} s of CPU time, the limit",
                 hint="raise it with --time-limit if the model is to be trusted",
             )
 
@@ -229,6 +245,16 @@ def _resident_bytes(pid: int) -> int:
         return 0
 
 
+def _cpu_seconds(pid: int) -> float:
+    """The CPU time of a process and of its children that have ended, on Linux; elsewhere 0."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill whatever is left of the child's session and tree."""
     for pid in reversed(tree(child.pid)):
@@ -239,10 +265,25 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
+_granted: tuple[Limits, float] | None = None
+
+
+def granted() -> Limits | None:
+    """What this worker may still use of what its caller allowed; None outside of workers."""
+    if _granted is None:
+        return None
+    limits, started = _granted
+    if limits.wall_seconds is None:
+        return limits
+    return replace(limits, wall_seconds=max(0.0, limits.wall_seconds - (time.monotonic() - started)))
+
+
 def main() -> None:
     """The child's side: read a job from standard input, run it, and write events to the pipe that it names."""
     die_with_parent()
     job = json.loads(sys.stdin.buffer.read())
+    # The module runs as __main__ here; whoever asks what is granted imports it under its name.
+    vars(importlib.import_module("modelops.core.worker"))["_granted"] = (Limits(**job["limits"]), time.monotonic())
     if os.getppid() != job["parent"]:
         os._exit(1)
     with open(job["events"], "wb", buffering=0, closefd=False) as pipe:

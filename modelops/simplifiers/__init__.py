@@ -6,13 +6,25 @@ result anew, and holds it against the source before anything is published.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from modelops.core.component import Component
 from modelops.core.registry import Registry
-from modelops.core.report import Check
+from modelops.core.report import Check, Metric, Verdict
 from modelops.core.workbench import Done, Workbench
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a candidate is beside another model: ``verdict`` fails when it is surely slower."""
+
+    verdict: Verdict
+    text: str
+    speedup: float
+    metric: Metric
 
 
 class Arena(Workbench, Protocol):
@@ -21,8 +33,17 @@ class Arena(Workbench, Protocol):
     def attempt(self, engine: Simplifier, source: Path, target: Path) -> Done:
         """Run an engine in a worker of its own; ResourceExhausted beyond its limits, StageFailed when it crashed."""
 
+    def side_by_side(self, works: Sequence[Callable[[], None]], needs: Sequence[int]) -> None:
+        """Do all of these works, several at a time where CPUs and memory allow; ``needs`` are bytes, by work."""
+
+    def cost(self, model: Path) -> float:
+        """What onnxruntime has left to do once it has loaded a model: nodes, those that move no data counted little."""
+
     def judge(self, candidate: Path) -> list[Check]:
         """Whether a candidate still does what the source does, and is not larger."""
+
+    def pace(self, candidate: Path, than: Path, seconds: float) -> Pace:
+        """How fast a candidate is beside another model, timed by turns for so many seconds."""
 
 
 class Simplifier(Component):
@@ -30,6 +51,10 @@ class Simplifier(Component):
 
     arranges: ClassVar[bool] = False
     """Whether it does nothing itself but try other engines; only such a one runs in the stage's own process."""
+    appetite: ClassVar[float] = 8.0
+    """How many times the model's size it needs in memory at most."""
+    fuses: ClassVar[bool] = False
+    """Whether it brings in operators that only one runtime knows."""
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         """Read the model at ``source``, write the new one to ``target``, and say what was done.

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modelops.core.component import option
 from modelops.core.progress import progress
+from modelops.core.report import Check, Metric
 from modelops.core.workbench import Done
 from modelops.core.worker import WorkerBug
-from modelops.errors import ModelOpsError, UsageError, unknown_name
-from modelops.simplifiers import REGISTRY, Arena, Simplifier
+from modelops.errors import Inconclusive, ModelOpsError, UsageError, unknown_name
+from modelops.simplifiers import REGISTRY, Arena, Pace, Simplifier
+from modelops.simplifiers._changes import changes
 
-# Memory that an engine needs, as multiples of the model's size: measured on a GPT-2 of 498 MB.
-_APPETITE = {"onnxsim": 6.5, "onnxslim": 8.0, "onnxscript": 4.0, "onnxruntime": 4.0}
+# Chains that bring in onnxruntime's own operators, with --fuse: the first finds attention in what torch's newer
+# exporter writes, the others in what the older one does.
+_FUSERS = ("onnxscript-fusions", "onnxslim+onnxscript-fusions", "onnxruntime-transformers")
+# What makes one graph simpler than another: the cost of what onnxruntime makes of it, nodes, bytes.
+Rank = tuple[float, int, int]
+
+
+@dataclass
+class _Attempt:
+    """One chain of engines: where its result lies, and what came of it."""
+
+    text: str
+    chain: list[Simplifier]
+    place: Path
+    found: dict[str, Any] = field(default_factory=dict)
+    rank: Rank | None = None
+
+    @property
+    def fuses(self) -> bool:
+        return any(engine.fuses for engine in self.chain)
+
+    @property
+    def need(self) -> float:
+        return max(engine.appetite for engine in self.chain)
+
+    def drop(self, outcome: str, reason: str = "") -> None:
+        self.found |= {"outcome": outcome} | ({"reason": reason} if reason else {})
+        self.rank = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"engine": self.text, **self.found}
 
 
 class Auto(Simplifier):
@@ -26,72 +60,186 @@ class Auto(Simplifier):
 
     engines: tuple[str, ...] = option(
         default=("onnxslim", "onnxscript", "onnxsim", "onnxruntime"),
-        help="Engines to try, in order; a+b runs b on what a made.",
+        help="Engines to try; a+b runs b on what a made.",
+    )
+    fuse: Literal["none", "onnxruntime"] = option(
+        default="none",
+        help="Try the operators that only onnxruntime knows too, and keep them where they are measured faster.",
+    )
+    speed_budget: float = option(
+        default=10.0,
+        help="Time for timing a fused graph against the plain one; 0 leaves timing out.",
+        min=0.0,
+        unit="seconds",
     )
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
-        from modelops.graphs.describe import summary
-
-        chains = [self._chain(text) for text in self.engines]
-        if not chains:
+        if not self.engines:
             raise UsageError("--engines names no engine", hint=f"known: {', '.join(_known())}")
-        before = (int(summary(source)["nodes"]), _size(source))
-        attempts: list[dict[str, Any]] = []
-        best, best_rank = "", before
-        for number, (text, chain) in enumerate(zip(self.engines, chains, strict=True)):
-            progress("trying engines", number, len(chains))
-            place = workbench.scratch / f"auto-{number}" / target.name
-            place.parent.mkdir()
-            attempt = self._attempt(chain, source, place, workbench, best_rank)
-            attempts.append({"engine": text, **attempt})
-            if attempt["outcome"] == "valid":
-                best, best_rank = text, (attempt["nodes"], attempt["bytes"])
-                _copy(place, target)
-            shutil.rmtree(place.parent)
-        return Done(notes=_notes(attempts, best, before), details={"attempts": attempts, "chosen": best or None})
+        texts = [*self.engines, *(_FUSERS if self.fuse == "onnxruntime" else ())]
+        attempts = [
+            _Attempt(text, _chain(text), workbench.scratch / f"auto-{number}" / target.name)
+            for number, text in enumerate(texts)
+        ]
+        before = self._run(attempts, source, workbench)
+        notes: list[str] = []
+        plain = _best([one for one in attempts if not one.fuses], before, workbench)
+        fused = self._best_fused([one for one in attempts if one.fuses], plain, source, workbench)
+        best = fused or plain
+        if best is not None:
+            _copy(best.place, target)
+        for one in attempts:
+            shutil.rmtree(one.place.parent, ignore_errors=True)
+            notes.append(_line(one, before))
+        chosen = best.text if best else None
+        notes.append(
+            f"kept the result of {chosen}" if chosen else "no engine made anything better: the source is kept as it is"
+        )
+        metrics = _pace_metrics(best)
+        return Done(tuple(notes), metrics, {"attempts": [one.to_dict() for one in attempts], "chosen": chosen})
 
-    def _chain(self, text: str) -> list[Simplifier]:
-        names = text.split("+")
-        for name in names:
-            if name not in _known():
-                raise unknown_name("engine", name, _known())
-        return [REGISTRY.ready(name).parse({}) for name in names]
+    def _run(self, attempts: Sequence[_Attempt], source: Path, workbench: Arena) -> Rank:
+        """Let every chain do its work, side by side; gives the source's own rank."""
+        cost, done = float("inf"), 0
 
-    def _attempt(
-        self, chain: list[Simplifier], source: Path, place: Path, workbench: Arena, best: tuple[int, int]
-    ) -> dict[str, Any]:
-        """What came of one chain of engines; its result, if there is one, is at ``place``.
+        def work(one: _Attempt) -> Callable[[], None]:
+            def run() -> None:
+                nonlocal done
+                one.place.parent.mkdir()
+                _attempt(one, source, workbench)
+                done += 1
+                progress("trying engines", done, len(attempts))
 
-        Only what has fewer nodes than the best so far, or as many in a smaller file, is held against the source.
-        """
-        from modelops.graphs.describe import summary
+            return run
 
-        found: dict[str, Any] = {}
-        current = source
+        def weigh() -> None:
+            nonlocal cost
+            with contextlib.suppress(ModelOpsError, WorkerBug):
+                cost = workbench.cost(source)
+
+        size = _size(source)
+        works, needs = [work(one) for one in attempts], [int(one.need * size) for one in attempts]
+        workbench.side_by_side([*works, weigh], [*needs, 2 * size])
+        return _rank(source, cost)
+
+    def _best_fused(
+        self, attempts: Sequence[_Attempt], plain: _Attempt | None, source: Path, workbench: Arena
+    ) -> _Attempt | None:
+        """The fused graph that is measured faster than the best plain one, if there is one."""
+        best = None
+        for one in sorted((one for one in attempts if one.rank), key=_by_rank):
+            if not _fusions(one):
+                one.drop("not better", "it fused nothing")
+            elif best is not None:
+                one.drop("not better")
+            elif _holds(one, workbench) and self._is_faster(one, plain.place if plain else source, workbench):
+                best = one
+        if best is not None and plain is not None:
+            plain.drop("not better", "the fused graph is faster")
+        return best
+
+    def _is_faster(self, one: _Attempt, plain: Path, workbench: Arena) -> bool:
+        pace = self._pace(one, plain, workbench)
+        if pace is not None and (pace.verdict == "fail" or pace.speedup < 1.0):
+            one.drop("not faster", f"{pace.text} of the plain graph")
+            return False
+        return True
+
+    def _pace(self, one: _Attempt, than: Path, workbench: Arena) -> Pace | None:
+        if not self.speed_budget:
+            return None
         try:
-            for step, engine in enumerate(chain):
-                made = place if step == len(chain) - 1 else place.with_name(f"step-{step}.onnx")
-                workbench.attempt(engine, current, made)
-                current = made if made.is_file() else current
-            if not place.is_file():
-                return {"outcome": "not better", "reason": "it changed nothing"}
-            found |= {"nodes": int(summary(place)["nodes"]), "bytes": _size(place)}
-            if (found["nodes"], found["bytes"]) >= best:
-                return {**found, "outcome": "not better"}
-            checks = workbench.judge(place)
+            pace = workbench.pace(one.place, than, self.speed_budget)
+        except Inconclusive as error:
+            one.found["speed"] = f"could not be judged: {error.message}"
+            return None
         except ModelOpsError as error:
-            return {**found, "outcome": error.code, "reason": error.message}
-        except WorkerBug as error:
-            return {**found, "outcome": "crashed", "reason": str(error)}
-        broken = [check for check in checks if check.verdict == "fail"]
-        if broken:
-            return {**found, "outcome": "refused", "reason": f"{broken[0].name}: {broken[0].message}"}
-        return {**found, "outcome": "valid"}
+            one.found["speed"] = f"was not measured: {error.message}"
+            return None
+        one.found |= {"speed": pace.text, "speedup": pace.speedup, "speed_metric": pace.metric.to_dict()}
+        return pace
 
 
-def appetite(engine: Simplifier) -> float:
-    """How many times the model's size an engine may need in memory; 8 where it was never measured."""
-    return _APPETITE.get(engine.name, 8.0)
+def _best(attempts: Sequence[_Attempt], before: Rank, workbench: Arena) -> _Attempt | None:
+    """The simplest that is simpler than the source, and holds; the others say why not."""
+    best = None
+    for one in sorted((one for one in attempts if one.rank), key=_by_rank):
+        assert one.rank is not None
+        if best is not None or one.rank >= before:
+            one.drop("not better")
+        elif _holds(one, workbench):
+            best = one
+    return best
+
+
+def _chain(text: str) -> list[Simplifier]:
+    names = text.split("+")
+    for name in names:
+        if name not in _known():
+            raise unknown_name("engine", name, _known())
+    return [REGISTRY.ready(name).parse({}) for name in names]
+
+
+def _attempt(one: _Attempt, source: Path, workbench: Arena) -> None:
+    """Run one chain of engines; its result, if there is one, is at its place."""
+    from modelops.graphs.describe import summary
+
+    current, seconds, peak = source, 0.0, 0
+    try:
+        before = dict(summary(source)["operators"])
+        for step, engine in enumerate(one.chain):
+            made = one.place if step == len(one.chain) - 1 else one.place.with_name(f"step-{step}.onnx")
+            done = workbench.attempt(engine, current, made)
+            seconds += float(done.details.get("seconds") or 0.0)
+            peak = max(peak, int(done.details.get("peak_memory_bytes") or 0))
+            if done.details.get("fusions"):
+                one.found["fusions"] = done.details["fusions"]
+            current = made if made.is_file() else current
+        one.found |= {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
+        if not one.place.is_file():
+            one.drop("not better", "it changed nothing")
+            return
+        found = summary(one.place)
+        one.rank = _rank(one.place, workbench.cost(one.place))
+        one.found |= {
+            "nodes": int(found["nodes"]),
+            "bytes": one.rank[2],
+            "operators": changes(before, found["operators"]),
+        }
+    except ModelOpsError as error:
+        one.drop(error.code, error.message)
+    except WorkerBug as error:
+        one.drop("crashed", str(error))
+
+
+def _holds(one: _Attempt, workbench: Arena) -> bool:
+    """Whether the result does what the source does; says why where it does not."""
+    try:
+        checks: list[Check] = workbench.judge(one.place)
+    except ModelOpsError as error:
+        one.drop(error.code, error.message)
+        return False
+    broken = next((check for check in checks if check.verdict == "fail"), None)
+    if broken is not None:
+        one.drop("refused", f"{broken.name}: {broken.message}")
+        return False
+    one.found["outcome"] = "valid"
+    return True
+
+
+def _fusions(one: _Attempt) -> int:
+    return sum(one.found.get("fusions", {}).values())
+
+
+def _rank(model: Path, cost: float) -> Rank:
+    from modelops.graphs.describe import summary
+
+    return (cost, int(summary(model)["nodes"]), _size(model))
+
+
+def _by_rank(one: _Attempt) -> Rank:
+    assert one.rank is not None
+    return one.rank
 
 
 def _known() -> list[str]:
@@ -112,12 +260,17 @@ def _copy(model: Path, target: Path) -> None:
             shutil.copyfile(place, target.with_name(target.name + suffix))  # the scratch may lie on another disk
 
 
-def _notes(attempts: list[dict[str, Any]], best: str, before: tuple[int, int]) -> tuple[str, ...]:
-    lines = []
-    for attempt in attempts:
-        figures = f"{before[0]} → {attempt['nodes']} nodes, {attempt['bytes']:,} bytes" if "nodes" in attempt else ""
-        outcome = "" if attempt["outcome"] == "valid" else attempt["outcome"]
-        parts = [part for part in (figures, outcome, attempt.get("reason", "")) if part]
-        lines.append(f"{attempt['engine']}: {': '.join(parts)}")
-    verdict = f"kept the result of {best}" if best else "no engine made anything better: the source is kept as it is"
-    return (*lines, verdict)
+def _pace_metrics(best: _Attempt | None) -> tuple[Metric, ...]:
+    values = best.found.get("speed_metric") if best else None
+    return (Metric.parse(values),) if values else ()
+
+
+def _line(one: _Attempt, before: Rank) -> str:
+    found = one.found
+    figures = f"{before[1]} → {found['nodes']} nodes, {found['bytes']:,} bytes" if "nodes" in found else ""
+    fused = ", ".join(f"{count} {name}" for name, count in found.get("fusions", {}).items() if count)
+    outcome = "" if found["outcome"] == "valid" else found["outcome"]
+    parts = [figures, f"fused {fused}" if fused else "", outcome, found.get("reason", "")]
+    if found["outcome"] == "valid":
+        parts.append(found.get("speed", ""))
+    return f"{one.text}: {': '.join(part for part in parts if part)}"

@@ -17,6 +17,7 @@ class Onnxruntime(Simplifier):
     """Write down what onnxruntime's graph optimiser makes of the model."""
 
     tools = ("onnxruntime", "onnx-ir")
+    appetite = 4.0
 
     level: Literal["basic", "extended"] = option(
         default="basic",

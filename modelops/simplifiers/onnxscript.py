@@ -14,6 +14,7 @@ class Onnxscript(Simplifier):
     """Inline functions, fold constants and apply onnxscript's rewrite rules."""
 
     tools = ("onnxscript", "onnx-ir", "onnx")
+    appetite = 4.0
 
     iterations: int = option(
         default=4, help="Rounds of folding and rewriting; it stops earlier when nothing changes.", min=1

@@ -14,6 +14,7 @@ class Onnxsim(Simplifier):
     """Fold constants and run the passes of onnx-optimizer."""
 
     tools = ("onnxsim", "onnx")
+    appetite = 6.5
 
     fold_limit: int = option(default=64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
     subgraphs: bool = option(default=False, help="Simplify the branches of If and the bodies of Loop too.")

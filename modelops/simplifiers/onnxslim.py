@@ -17,6 +17,7 @@ class Onnxslim(Simplifier):
     """Fuse, eliminate and deduplicate until nothing changes any more."""
 
     tools = ("onnxslim", "onnx")
+    appetite = 8.0
 
     fold_limit: int = option(default=64 << 20, help="Largest tensor that folding may make.", min=1, unit="bytes")
     skip_fusions: tuple[str, ...] = option(

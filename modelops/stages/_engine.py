@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +19,67 @@ from modelops.core.report import Check, Metric
 from modelops.core.workbench import Done
 from modelops.core.worker import Limits
 from modelops.errors import ResourceExhausted
-from modelops.simplifiers import REGISTRY, Simplifier
-from modelops.stages import _limits
+from modelops.simplifiers import REGISTRY, Pace, Simplifier
 from modelops.stages._compare import structural_checks
 from modelops.stages._workbench import SampleBench
 
 _GIB = 1 << 30
 # What the stage itself holds while an engine runs: onnxruntime's library, a parsed graph.
 _RESERVED_BYTES = _GIB
+# What an engine's process holds before it has read a model: Python, onnx, its own library.
+_BARE_BYTES = 600 << 20
+# A process that is not given a CPU all the time takes longer; one that takes this much longer hangs.
+_PATIENCE = 4.0
 # A file may grow by this much without being called larger: inferred shapes that are written down, names.
 _SLACK_SHARE, _SLACK_BYTES = 0.01, 1 << 16
+# Nodes that move no data, or next to none: a graph with more of them is not a slower one.
+_FREE = frozenset({"Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size"})
+_FREE_COST = 0.1
+# Larger models are not loaded once more for their cost: a session takes twice the size, and minutes.
+_LARGEST_WEIGHED = 1 << 30
 
 
-def limits_for(model_bytes: int, seconds: float | None, memory: int | None, share: float) -> Limits:
-    """What one engine may use: what the user said, else a share of the stage's own limits."""
-    whole = _limits.default(model_bytes)
-    assert whole.wall_seconds is not None and whole.memory_bytes is not None
-    return Limits(
-        wall_seconds=seconds if seconds is not None else share * whole.wall_seconds,
-        memory_bytes=memory if memory is not None else max(_GIB, whole.memory_bytes - _RESERVED_BYTES),
-    )
+@dataclass(frozen=True)
+class Allowance:
+    """What all engines together may use: memory at a time, wall time, and CPU time for each of them."""
+
+    wall_seconds: float
+    memory_bytes: int
+    cpu_seconds: float
+
+    @classmethod
+    def of(cls, limits: Limits, seconds: float | None, memory: int | None, share: float) -> Allowance:
+        """A share of a stage's limits; ``seconds`` and ``memory`` are what the user allows one engine."""
+        wall = limits.wall_seconds or 3600.0
+        whole = max(_GIB, (limits.memory_bytes or 8 * _GIB) - _RESERVED_BYTES)
+        return cls(0.7 * wall, whole if memory is None else memory, share * wall if seconds is None else seconds)
 
 
 class EngineBench(SampleBench):
     """The workbench of the simplify stage: it runs engines apart, and judges what they made."""
 
-    def __init__(self, source: Artifact, scratch: Path, limits: Limits, total_seconds: float) -> None:
+    def __init__(self, source: Artifact, scratch: Path, allowance: Allowance) -> None:
         super().__init__(source, scratch)
-        self._limits = limits
-        self._ends = time.monotonic() + total_seconds
+        self._allowance = allowance
+        self._memory = allowance.memory_bytes
+        self._ends = time.monotonic() + allowance.wall_seconds
         self._count = 0
         self._judged: dict[str, list[Check]] = {}
+
+    def side_by_side(self, works: Sequence[Callable[[], None]], needs: Sequence[int]) -> None:
+        """Do all works: those that fit beside each other into memory in parallel, then the others one by one."""
+        slots = max(1, min(len(works), len(os.sched_getaffinity(0))))
+        share = self._allowance.memory_bytes // slots
+        fit = [slots > 1 and need + _BARE_BYTES <= share for need in needs]
+        self._memory = share
+        with ThreadPoolExecutor(slots) as pool:
+            together = [work for work, fits in zip(works, fit, strict=True) if fits]
+            for future in [pool.submit(contextvars.copy_context().run, work) for work in together]:
+                future.result()
+        self._memory = self._allowance.memory_bytes
+        for work, fits in zip(works, fit, strict=True):
+            if not fits:
+                work()
 
     def attempt(self, engine: Simplifier, source: Path, target: Path) -> Done:
         """Run an engine in a worker, and write its result anew at ``target``: checked, self-contained."""
@@ -54,7 +87,7 @@ class EngineBench(SampleBench):
 
         limits = self._left(engine)
         self._count += 1
-        place = self.scratch / f"engine-{self._count}" / "model.onnx"
+        place = self.scratch / f"engine-{self._count}-{engine.name}" / "model.onnx"
         place.parent.mkdir()
         arguments = {
             "engine": described(engine),
@@ -62,20 +95,53 @@ class EngineBench(SampleBench):
             "target": str(place),
             "artifact": str(self.source.path),
         }
-        try:
-            outcome = worker.call(
-                "modelops.stages._engine:run",
-                arguments,
-                limits=limits,
-                what=f"the engine {engine.name}",
-                on_progress=progress,
-            )
-        except ResourceExhausted as error:
-            hint = error.hint.replace("--memory-limit", "--engine-memory").replace("--time-limit", "--engine-time")
-            raise ResourceExhausted(error.message, hint=hint) from error
+        outcome = self._call(f"{__name__}:run", arguments, limits, f"the engine {engine.name}")
         if place.is_file():
             files.rewrite(place, target)
-        return _done(outcome.value)
+        return _done(outcome)
+
+    def upgrade(self, source: Path, target: Path, opset: int) -> list[str]:
+        """Write the source in another version of ONNX's operators; what was repaired on the way, in words."""
+        from modelops.graphs import files
+
+        place = self.scratch / "converted.onnx"
+        limits = Limits(self._seconds_left(), self._memory, self._allowance.cpu_seconds)
+        arguments = {"source": str(source), "target": str(place), "opset": opset}
+        done = self._call("modelops.stages._opset:convert", arguments, limits, f"converting to opset {opset}").value
+        target.parent.mkdir(exist_ok=True)
+        files.rewrite(place, target)
+        if done["before"] == opset:
+            return [f"the model has opset {opset} already"]
+        return [f"converted from opset {done['before']} to {opset}", *done["notes"]]
+
+    def cost(self, model: Path) -> float:
+        """What onnxruntime has left to do once it has loaded a model; of large ones, what the file says."""
+        from modelops.graphs.describe import summary
+
+        if size_of(model) > _LARGEST_WEIGHED:
+            return weight(summary(model)["operators"])
+        place = self.scratch / f"loaded-{time.monotonic_ns()}.onnx"
+        limits = Limits(self._seconds_left(), self._memory, self._allowance.cpu_seconds)
+        arguments = {"model": str(model), "place": str(place)}
+        return float(self._call(f"{__name__}:loaded", arguments, limits, "loading the model").value)
+
+    def pace(self, candidate: Path, than: Path, seconds: float) -> Pace:
+        """How fast a candidate is beside another model, timed by turns on one sample."""
+        from modelops.backends import REGISTRY as BACKENDS
+        from modelops.stages import _speed
+        from modelops.stages._feed import timing_feed
+        from modelops.stages._race import Contender, race
+
+        backend = BACKENDS.load("onnxruntime-cpu").parse({})
+        feed, _ = timing_feed(self.source, batch=1, sizes={})
+        pair = Contender("candidate", backend, candidate), Contender("other", backend, than)
+        result = race(*pair, feed, budget_seconds=seconds)
+        speedup, interval = _speed.speedup(result.records, "other", "candidate")
+        text = f"{speedup:.2f}x the speed"
+        if interval and interval[1] < 4 * interval[0]:
+            text += f" ({interval[0]:.2f}…{interval[1]:.2f})"
+        metric = Metric("speedup", speedup, "x", interval, 0.95 if interval else None, result.verdict.launches)
+        return Pace(result.verdict.verdict, text, speedup, metric)
 
     def judge(self, candidate: Path) -> list[Check]:
         """The structural gate against the source, and that the file did not grow."""
@@ -87,24 +153,32 @@ class EngineBench(SampleBench):
             self._judged[key] = [*structural_checks(self.source, candidate, self), size]
         return self._judged[key]
 
+    def _call(self, function: str, arguments: Mapping[str, Any], limits: Limits, what: str) -> worker.Outcome:
+        try:
+            return worker.call(function, arguments, limits=limits, what=what, on_progress=progress)
+        except ResourceExhausted as error:
+            hint = error.hint.replace("--memory-limit", "--memory-limit or --engine-memory")
+            hint = hint.replace("--time-limit", "--time-limit or --engine-time")
+            raise ResourceExhausted(error.message, hint=hint) from error
+
+    def _seconds_left(self) -> float:
+        return max(0.0, self._ends - time.monotonic())
+
     def _left(self, engine: Simplifier) -> Limits:
         """The limits of the next engine; ResourceExhausted when it would not fit into them."""
-        from modelops.simplifiers.auto import appetite
-
-        left = self._ends - time.monotonic()
+        left = self._seconds_left()
         if left < 1.0:
             raise ResourceExhausted(
-                f"no time is left for the engine {engine.name}",
-                hint="name fewer with --engines, or raise --engine-time",
+                f"no time is left for the engine {engine.name}", hint="name fewer with --engines, or raise --time-limit"
             )
-        need, most = int(appetite(engine) * self.source.size), self._limits.memory_bytes
-        if most is not None and need > most:
+        need, most = int(engine.appetite * self.source.size), self._memory
+        if need > most:
             raise ResourceExhausted(
                 f"the engine {engine.name} would need about {need / _GIB:.1f} GiB, the limit is {most / _GIB:.1f} GiB",
-                hint="raise it with --engine-memory, or choose another --engine",
+                hint="raise it with --memory-limit or --engine-memory, or choose another --engine",
             )
-        wall = self._limits.wall_seconds
-        return replace(self._limits, wall_seconds=left if wall is None else min(left, wall))
+        cpu = self._allowance.cpu_seconds
+        return Limits(min(left, _PATIENCE * cpu), most, cpu)
 
 
 def run(engine: Mapping[str, Any], source: str, target: str, artifact: str) -> dict[str, Any]:
@@ -117,6 +191,27 @@ def run(engine: Mapping[str, Any], source: str, target: str, artifact: str) -> d
         "metrics": [metric.to_dict() for metric in done.metrics],
         "details": dict(done.details),
     }
+
+
+def loaded(model: str, place: str) -> float:
+    """The worker's side: load a model, and weigh what onnxruntime makes of it on any machine."""
+    from modelops.graphs import runs
+    from modelops.graphs.describe import summary
+
+    config = {
+        "session.optimized_model_external_initializers_file_name": f"{Path(place).name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    }
+    runs.session(Path(model), trusted=True, optimization="extended", config=config, optimized=Path(place)).close()
+    found = weight(summary(Path(place))["operators"])
+    for suffix in ("", ".data"):
+        Path(place + suffix).unlink(missing_ok=True)
+    return found
+
+
+def weight(operators: Mapping[str, int]) -> float:
+    """The number of nodes, those that move no data counted little."""
+    return round(sum(count * (_FREE_COST if op in _FREE else 1.0) for op, count in operators.items()), 1)
 
 
 def size_check(before: int, after: int) -> Check:
@@ -136,6 +231,8 @@ def size_of(model: Path) -> int:
     return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
-def _done(values: Mapping[str, Any]) -> Done:
+def _done(outcome: worker.Outcome) -> Done:
+    values = outcome.value
     metrics = tuple(Metric.parse(item) for item in values["metrics"])
-    return Done(tuple(values["notes"]), metrics, dict(values["details"]))
+    spent = {"seconds": round(outcome.seconds, 3), "peak_memory_bytes": outcome.peak_memory_bytes}
+    return Done(tuple(values["notes"]), metrics, {**values["details"], **spent})

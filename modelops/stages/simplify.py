@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from modelops.core import worker
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.component import choice, option
 from modelops.core.report import Check, Metric, Report
 from modelops.core.worker import Limits
 from modelops.simplifiers import REGISTRY, Simplifier
+from modelops.simplifiers._changes import changes
 from modelops.stages import Stage
 
-# Shares of the stage's own time: engines may hang, and what they made is still to be judged.
+# Each engine's share of the stage's own time: several may run one after the other, and what they made is to be judged.
 _ENGINE_SHARE, _TRIALS_SHARE = 0.7, 0.35
 _MODEL = "model.onnx"
 
@@ -30,23 +32,34 @@ class Simplify(Stage):
     engine: Simplifier = choice(
         REGISTRY, default="auto", help="The engine to use; auto tries several and keeps the best."
     )
+    expect: tuple[str, ...] = option(
+        default=(), help='Fail unless the result has these operators, such as "Attention>=6" or "IsNaN==0".'
+    )
+    opset: int | None = option(default=None, help="Bring the model to this version of ONNX's operators first.", min=1)
     engine_time: float | None = option(
         default=None,
-        help="Stop an engine that takes longer (default: a share of the stage's limit).",
+        help="Stop an engine that takes more CPU time (default: a share of --time-limit).",
         min=0.1,
         unit="seconds",
     )
     engine_memory: int | None = option(
         default=None,
-        help="Stop an engine that needs more memory (default: by the model's size).",
+        help="Stop an engine that needs more memory (default: what --memory-limit leaves).",
         min=1 << 26,
         unit="bytes",
     )
 
+    @property
+    def machine_dependent(self) -> bool:  # type: ignore[override]  # what is timed depends on the machine
+        return getattr(self.engine, "fuse", "none") != "none"
+
     def limits(self, model_bytes: int) -> Limits:
         limits = super().limits(model_bytes)
-        if self.engine_time is not None and limits.wall_seconds is not None:
-            limits = replace(limits, wall_seconds=limits.wall_seconds + self.engine_time * self._trials)
+        extra = (self.engine_time or 0.0) * self._trials
+        if self.machine_dependent:
+            extra += 40.0 + 3.0 * float(getattr(self.engine, "speed_budget", 0.0)) + 4.0 * model_bytes / 2**20
+        if limits.wall_seconds is not None:
+            limits = replace(limits, wall_seconds=limits.wall_seconds + extra)
         if self.engine_memory is not None and limits.memory_bytes is not None:
             limits = replace(limits, memory_bytes=max(limits.memory_bytes, self.engine_memory + (1 << 30)))
         return limits
@@ -60,31 +73,37 @@ class Simplify(Stage):
         from modelops.graphs import files
         from modelops.graphs.describe import summary
         from modelops.stages import _engine
+        from modelops.stages._demands import Demand
 
+        demands = [Demand.parse(text) for text in self.expect]
         target = draft.file(_MODEL)
-        arranges = self.engine.arranges
-        share = _TRIALS_SHARE if arranges else _ENGINE_SHARE
-        one = _engine.limits_for(source.size, self.engine_time, self.engine_memory, share)
-        whole = self.limits(source.size).wall_seconds or 0.0
+        share = _TRIALS_SHARE if self.engine.arranges else _ENGINE_SHARE
+        limits = worker.granted() or self.limits(source.size)
+        allowance = _engine.Allowance.of(limits, self.engine_time, self.engine_memory, share)
         with tempfile.TemporaryDirectory(prefix="modelops-simplify-") as scratch:
-            bench = _engine.EngineBench(source, Path(scratch), one, _ENGINE_SHARE * whole)
-            if arranges:
-                done = self.engine.simplify(source.model, target, bench)
+            bench = _engine.EngineBench(source, Path(scratch), allowance)
+            start, notes = source.model, []
+            if self.opset is not None:
+                start = bench.scratch / "upgraded" / _MODEL
+                notes += bench.upgrade(source.model, start, self.opset)
+            if self.engine.arranges:
+                done = self.engine.simplify(start, target, bench)
             else:
-                done = bench.attempt(self.engine, source.model, target)
+                done = bench.attempt(self.engine, start, target)
             kept = not target.is_file()
             if kept:
-                files.rewrite(source.model, target)
-            checks = [_nothing_changed()] if kept else bench.judge(target)
+                files.rewrite(start, target)
+            checks = [_nothing_changed()] if kept and start == source.model else bench.judge(target)
         before, after = summary(source.model), summary(target)
+        checks += [demand.check(after["operators"]) for demand in demands]
         return Report(
             metrics=(*_metrics(before, after, source.size, _engine.size_of(target)), *done.metrics),
             checks=tuple(checks),
-            notes=(*done.notes, *_notes(before, after)),
+            notes=(*notes, *done.notes, *_notes(before, after), *_unused(target)),
             details={
                 "engine": self.engine.name,
                 "kept_source": kept,
-                "operators": _operators(before["operators"], after["operators"]),
+                "operators": changes(before["operators"], after["operators"]),
                 **done.details,
                 "hint": "try --engine auto, which keeps only what holds",
             },
@@ -106,17 +125,25 @@ def _metrics(
     )
 
 
-def _operators(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, list[int]]:
-    """For every operator whose count changed, what it was and what it is."""
-    names = sorted({*before, *after})
-    return {op: [before.get(op, 0), after.get(op, 0)] for op in names if before.get(op, 0) != after.get(op, 0)}
-
-
 def _notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
     if after["nodes"] > before["nodes"]:
         notes.append(f"the graph has more nodes than before: {before['nodes']} → {after['nodes']}")
     foreign = sorted(set(after["custom_domains"]) - set(before["custom_domains"]))
     if foreign:
-        notes.append(f"the graph now needs a runtime that knows the operators of {', '.join(foreign)}")
+        runtime = "onnxruntime" if foreign == ["com.microsoft"] else "a runtime that knows them"
+        notes.append(f"the graph now needs {runtime}: it uses the operators of {', '.join(foreign)}")
     return tuple(notes)
+
+
+def _unused(model: Path) -> tuple[str, ...]:
+    """A remark on inputs that nothing reads; they stay, since callers give them."""
+    from modelops.graphs.lean import opened
+    from modelops.graphs.tensors import scopes
+
+    with opened(model) as lean:
+        graph = lean.proto.graph
+        read = {name for scope in scopes(lean.proto) for node in scope.body.node for name in node.input}
+        read |= {value.name for value in graph.output} | {tensor.name for tensor in graph.initializer}
+        unused = [value.name for value in graph.input if value.name not in read]
+    return (f"nothing reads the input {', '.join(unused)}",) if unused else ()

@@ -39,6 +39,15 @@ def hang():
     while True:
         time.sleep(1)
 
+def spin():
+    while True:
+        pass
+
+def allowed():
+    from modelops.core.worker import granted
+    time.sleep(0.05)
+    return [granted().wall_seconds, granted().memory_bytes]
+
 def eat():
     kept = []
     while True:
@@ -107,11 +116,18 @@ def test_any_other_exception_is_a_bug_with_its_traceback(name: str, word: str) -
 def test_time_memory_and_disk_are_exhausted_resources() -> None:
     with pytest.raises(ResourceExhausted, match="longer than 1 s"):
         work("hang", Limits(wall_seconds=0.7))
+    with pytest.raises(ResourceExhausted, match="CPU time"):
+        work("spin", Limits(cpu_seconds=0.5, wall_seconds=60))
     for name in ("eat", "eat_in_a_grandchild"):
         with pytest.raises(ResourceExhausted, match="memory"):
             work(name, Limits(memory_bytes=300 << 20, wall_seconds=50))
     with pytest.raises(ResourceExhausted, match="No space left"):
         work("disk_full")
+
+
+def test_a_worker_knows_what_it_may_still_use() -> None:
+    seconds, memory = work("allowed", Limits(wall_seconds=30.0, memory_bytes=1 << 30)).value
+    assert 0 < seconds < 29.96 and memory == 1 << 30
 
 
 def test_nothing_outlives_a_worker_that_was_stopped(tmp_path: Path) -> None:
