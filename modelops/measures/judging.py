@@ -19,6 +19,8 @@ from modelops.measures.gates import FIGURES, TRANSITIONS, Gate, Transition, Tran
 
 ROWS_MIN = 32
 AGREEMENT_MIN = 256
+# Expensive models are checked on fewer rows, which must hold as many numbers as 32 rows of 128.
+_FEW_ROWS, _MANY_NUMBERS = 16, 4096
 _FLOAT64_RATIO = 4.0  # a step may err four times as much as its source does
 _FLOAT64_FLOOR = 1e-7  # … or this share of the scale, about one rounding of a float32
 
@@ -158,7 +160,7 @@ class _Judge:
             text = f"{count} elements are NaN or infinite {label} ({_rows(d.rows)}){self._worst()}"
             return self._check("finite", "fail", text, count, "== 0")
         text = f"no element is NaN or infinite {label}"
-        if d.rows < self.rows_min:
+        if self._too_few():
             return self._check("finite", "inconclusive", f"{text}, but {self._few()}", 0, "== 0")
         return self._check("finite", "pass", f"{text} ({_rows(d.rows)})", 0, "== 0")
 
@@ -198,9 +200,13 @@ class _Judge:
 
     def _weakness(self) -> str:
         """Why a gate that holds proves nothing here; empty when it does."""
-        if self.d.rows < self.rows_min:
+        if self._too_few():
             return self._few()
         return "" if self.moves else "the reference does not vary with the input, so the test has no power"
+
+    def _too_few(self) -> bool:
+        d = self.d
+        return d.rows < self.rows_min and not (d.rows >= _FEW_ROWS and d.compared >= _MANY_NUMBERS)
 
     def _few(self) -> str:
         return f"{_rows(self.d.rows)} prove nothing: at least {self.rows_min} are needed"

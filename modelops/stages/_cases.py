@@ -13,6 +13,7 @@ from modelops.graphs import reference
 from modelops.graphs.reference import ROWS, Case
 from modelops.sources._user_code import summary, told
 from modelops.stages._draw import Feed, draw, row_sizes
+from modelops.stages._effort import ROWS as ROWS_WANTED
 from modelops.stages._prepare import Prepared, refuse_fixed
 from modelops.stages._shapes import Envelope
 from modelops.stages._trial import Layout
@@ -29,6 +30,7 @@ Dims = Sequence[int | str | None]
 class Cases:
     """The cases; what is known of the outputs' dimensions; and the corners that the source itself refused.
 
+    ``few`` says that there are fewer than 32 sample rows, so that the corners count as rows as well.
     ``envelope`` has the least sizes that the source accepts, ``stored`` the names of the cases that reference.npz can
     hold. ``problem`` is a check that failed already, because of
     which nothing can be compared.
@@ -41,21 +43,29 @@ class Cases:
     refused: list[tuple[str, dict[str, int], str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problem: Check | None = None
+    few: bool = False
 
 
-def observe(prepared: Prepared, *, rows: int, seed: int) -> Cases:
-    """Run the source on seeded rows and at the corners of the envelope."""
+def observe(prepared: Prepared, *, rows: int | None, seed: int) -> Cases:
+    """Run the source on seeded rows and at the corners of the envelope; without ``rows``, on as many as it affords."""
     watcher = _Watcher(prepared, seed)
-    cases = watcher.sample(rows)
+    count, batch = prepared.effort.rows(rows), prepared.envelope.batch
+    few = rows is None and count < ROWS_WANTED
+    if few and batch is not None:
+        taken = sum(sizes[batch] for sizes in prepared.envelope.corners().values())
+        count = max(count // 2, count - taken)
+    cases = watcher.sample(count)
     problem = _undefined(prepared, cases)
     if problem is not None:
         return Cases(cases, prepared.envelope, problem=problem)
     corners = watcher.corners()
     layout = Layout(watcher.envelope.batch, _output_dims(watcher.envelope, watcher.seen))
     if layout.unbatched:
-        cases = watcher.sample(rows, whole=True)
+        cases = watcher.sample(count, whole=True)
     kept, stored, notes = trimmed([*cases, *corners])
-    return Cases(kept, watcher.envelope, layout, stored, watcher.refused, watcher.notes + notes)
+    if few:
+        notes.append(f"an expensive model: it was checked on {count} rows beside the corners, not on {ROWS_WANTED}")
+    return Cases(kept, watcher.envelope, layout, stored, watcher.refused, watcher.notes + notes, few=few)
 
 
 class _Watcher:

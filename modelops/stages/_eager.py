@@ -30,7 +30,7 @@ class _Slot:
 
 @contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """torch on one thread, with seeded random numbers: results do not depend on the machine's load or size."""
+    """torch with seeded random numbers, on one thread unless a run asks for more: results do not depend on load."""
     import numpy as np
     import torch
 
@@ -51,6 +51,7 @@ class Eager:
     """A module as a function of flat named tensors.
 
     ``flat`` is that function as a torch module, for the exporters; ``output_names`` are known after ``probe``.
+    ``threads`` is on how many it runs.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Eager:
         self.input_names = list(names) or input_names([path for path, _ in found])
         self.tensors: list[torch.Tensor] = [leaf.detach().cpu() for _, leaf in found]
         self.output_names: list[str] = []
+        self.threads = 1
         self.flat = _flat(module, args, kwargs)
 
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -90,7 +92,13 @@ class Eager:
 
     def run(self, feed: Mapping[str, NDArray[Any]], *, double: bool = False) -> dict[str, NDArray[Any]]:
         """The outputs for these inputs; raises whatever the module raises."""
-        return self._arrays(self.flat(*self._tensors(feed, double=double)))
+        import torch
+
+        torch.set_num_threads(self.threads)
+        try:
+            return self._arrays(self.flat(*self._tensors(feed, double=double)))
+        finally:
+            torch.set_num_threads(1)
 
     def _tensors(self, feed: Mapping[str, NDArray[Any]], *, double: bool = False) -> list[torch.Tensor]:
         import torch

@@ -18,6 +18,7 @@ from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
 from modelops.sources import Loaded
 from modelops.stages._cases import trimmed
 from modelops.stages._compare import running
+from modelops.stages._effort import ROWS as MOST_ROWS
 from modelops.stages._given import Samples
 from modelops.stages._trial import Layout, try_out
 
@@ -37,7 +38,7 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
         before = summary(original)["opsets"].get("", 0)
         given = stage.given(loaded)
         samples = given.samples(signature(original)) if given is not None else None
-        cases, refused = _cases(original, samples, rows=stage.rows, seed=stage.seed)
+        cases, refused = _cases(original, samples, rows=stage.rows or MOST_ROWS, seed=stage.seed)
         if cases and refused is None:
             reference.write(draft.file(reference.FILE_NAME), cases)
         same = stage.opset is None or stage.opset == before

@@ -13,6 +13,7 @@ from modelops.graphs import reference
 from modelops.graphs.files import save
 from modelops.graphs.reference import ROWS, Case
 from modelops.sources import Loaded
+from modelops.stages._effort import ROWS as MOST_ROWS
 from modelops.stages._trial import Layout, try_out
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     given = stage.given(loaded)
     found = given.samples(_signature(estimator)) if given is not None else None
     rows = [next(found.feeds(len(found)))[_INPUT]] if found is not None else []
-    if (left := stage.rows - sum(map(len, rows))) > 0:
+    if (left := (stage.rows or MOST_ROWS) - sum(map(len, rows))) > 0:
         rows.append(samples(estimator, left, random))
     cases = [_case(ROWS, estimator, np.concatenate(rows))]
     cases += [_case(name, estimator, samples(estimator, count, random)) for name, count in _CORNERS.items()]

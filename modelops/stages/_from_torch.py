@@ -127,7 +127,7 @@ def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Conve
                     del model
                     _release()
                 with work.timed("onnxruntime"):
-                    trial = try_out(target, cases.cases, cases.layout, stage.gates)
+                    trial = try_out(target, cases.cases, cases.layout, stage.gates, few=cases.few)
                     _release()
                 with work.timed("judging"):
                     made = _Made(rung, written, trial, trial.checks())

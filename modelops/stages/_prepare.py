@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelops.core.tensors import Signature, TensorSpec
@@ -12,6 +13,7 @@ from modelops.graphs.seeded import random_feed
 from modelops.sources import Loaded
 from modelops.sources._user_code import summary, told
 from modelops.stages._eager import Eager, parameters
+from modelops.stages._effort import Counter, Effort, settle_threads
 from modelops.stages._given import Given, Samples
 from modelops.stages._shapes import Envelope, by_batch, declared, from_specs, parse_bounds, parse_input
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from modelops.stages.convert import Convert
+
+log = logging.getLogger(__name__)
 
 Bounds = Mapping[str, tuple[int, int | None]]
 _STATIC_SIZES = {"batch": 1, "sequence": 128}
@@ -38,6 +42,7 @@ class Prepared:
     examples: Mapping[str, NDArray[Any]]
     ranges: Mapping[str, int]
     outputs: Mapping[str, NDArray[Any]]
+    effort: Effort = field(default_factory=Effort)
     samples: Samples | None = None
 
 
@@ -67,10 +72,23 @@ def prepare(loaded: Loaded, stage: Convert, given: Given | None = None) -> Prepa
             eager.tensors = _tensors(eager, next(samples.feeds(2)))
     hint = "write a function that gives inputs of your own, and convert file.py:function" if loaded.drawn else ""
     with told(None, "running the module on its example inputs", hint=hint):
-        outputs = eager.probe(eager.feed())
-        _refuse_random(eager, outputs)
+        outputs, effort = _probe(eager)
+        _refuse_random(eager, outputs, effort.threads(effort.rows(stage.rows)))
     envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.drawn and bool(asked or stage.static))
-    return Prepared(eager, envelope, examples, loaded.ranges, outputs, samples)
+    return Prepared(eager, envelope, examples, loaded.ranges, outputs, effort, samples)
+
+
+def _probe(eager: Eager) -> tuple[dict[str, NDArray[Any]], Effort]:
+    """What the module makes of its example inputs, and what that is in work."""
+    feed, counter = eager.feed(), Counter()
+    try:
+        with counter.counting():
+            outputs = eager.probe(feed)
+    except Exception as error:
+        log.debug("running it without counting: %s", error)
+        return eager.probe(feed), Effort()
+    rows = next((len(array) for array in feed.values() if array.ndim), 1)
+    return outputs, Effort(counter.total / max(1, rows))
 
 
 def _computes_in_float64(module: Any) -> bool:
@@ -229,14 +247,11 @@ def refuse_fixed(eager: Eager, envelope: Envelope) -> None:
             ) from why
 
 
-def _refuse_random(eager: Eager, first: Mapping[str, NDArray[Any]]) -> None:
+def _refuse_random(eager: Eager, first: Mapping[str, NDArray[Any]], threads: int) -> None:
     """StageFailed where two runs on one input differ: there is then nothing to hold a conversion against."""
-    import numpy as np
-
-    second = eager.run(eager.feed())
-    for name, value in first.items():
-        if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
-            raise StageFailed(
-                f"output {name!r} differs between two runs on the same input",
-                hint="is there dropout without training=self.training, or other randomness in forward?",
-            )
+    differing = settle_threads(eager, first, threads)
+    if differing is not None:
+        raise StageFailed(
+            f"output {differing!r} differs between two runs on the same input",
+            hint="is there dropout without training=self.training, or other randomness in forward?",
+        )

@@ -46,13 +46,15 @@ class Layout:
 class Trial:
     """What onnxruntime made of each case: its outputs as far as the reference keeps them, or why it failed.
 
-    ``gates`` are the user's own; each takes the place of the one on the same figure.
+    ``gates`` are the user's own; each takes the place of the one on the same figure. Where sample rows are ``few``, the
+    corners count as rows as well.
     """
 
     cases: Sequence[Case]
     results: Sequence[Outputs | str]
     layout: Layout
     gates: Sequence[Gate] = ()
+    few: bool = False
 
     @property
     def working(self) -> list[Case]:
@@ -61,7 +63,7 @@ class Trial:
 
     def differences(self) -> dict[str, Difference]:
         """How far the sample rows differ, by output."""
-        return self._differences(self._rows())
+        return self._differences([*self._rows(), *(self._others_run() if self.few else ())])
 
     def checks(self) -> list[Check]:
         """The export gates on the sample rows, and one check for every other shape."""
@@ -116,7 +118,9 @@ class Trial:
         return comparison.differences()
 
 
-def try_out(model: Path, cases: Sequence[Case], layout: Layout, gates: Sequence[Gate] = ()) -> Trial:
+def try_out(
+    model: Path, cases: Sequence[Case], layout: Layout, gates: Sequence[Gate] = (), *, few: bool = False
+) -> Trial:
     """Run the model on every case."""
     from modelops.backends import REGISTRY
 
@@ -130,7 +134,7 @@ def try_out(model: Path, cases: Sequence[Case], layout: Layout, gates: Sequence[
                 results.append(case.take(session.run(case.feed)))
             except StageFailed as error:
                 results.append(error.message)
-    return Trial(cases, results, layout, gates)
+    return Trial(cases, results, layout, gates, few)
 
 
 def _unspoiled(check: Check, checks: Sequence[Check], differences: Mapping[str, Difference]) -> Check:

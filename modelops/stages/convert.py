@@ -18,6 +18,7 @@ from modelops.errors import UsageError
 from modelops.measures.gates import Gate
 from modelops.sources import REGISTRY, Loaded, Request, Source, detect
 from modelops.stages import Stage, _limits
+from modelops.stages._effort import ROWS
 from modelops.stages._given import Given
 
 # Options that mean something for every form of source, and for every form that is a torch module.
@@ -69,8 +70,12 @@ class Convert(Stage):
     allow_code: bool = option(
         default=False, help="Load files that are programs (.pt2, .pt, .pth); only if you trust them."
     )
-    rows: int = option(
-        default=32, help="Rows of inputs to check with; what --data does not give is made up.", min=1, max=4096
+    rows: int | None = option(
+        default=None,
+        help="Rows of inputs to check with; by default 32, and of expensive models 16 or more. "
+        "What --data does not give is made up.",
+        min=1,
+        max=4096,
     )
     seed: int = option(
         default=0, help="Seed for sample inputs, and for weights that the source makes at random.", min=0
@@ -116,7 +121,7 @@ class Convert(Stage):
     def given(self, loaded: Loaded) -> Given | None:
         """The samples of ``--data``; a tokenizer for texts comes from beside the model."""
         tokenizer = loaded.files.get("tokenizer.json")
-        return Given.of(self.data, self.dataset, self.rows, tokenizer.parent if tokenizer is not None else None)
+        return Given.of(self.data, self.dataset, self.rows or ROWS, tokenizer.parent if tokenizer is not None else None)
 
     def _refuse_unfit(self, form: Source) -> None:
         """UsageError for an option that means nothing for this form of source."""

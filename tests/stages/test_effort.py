@@ -1,0 +1,74 @@
+"""How much work a row is: counted on the calls themselves, and decisive for how many rows and threads are used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modelops.stages import _effort
+from modelops.stages._eager import Eager
+from modelops.stages._effort import Counter, Effort, settle_threads
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "operations"),
+    [
+        (nn.Linear(8, 5), (3, 8), 2 * 3 * 8 * 5),
+        (nn.Linear(8, 5, bias=False), (2, 3, 8), 2 * 6 * 8 * 5),
+        (nn.Conv2d(4, 6, 3, groups=2), (1, 4, 8, 8), 2 * 6 * 36 * 2 * 9),
+        (nn.ConvTranspose1d(4, 6, 3), (1, 4, 8), 2 * 4 * 8 * 6 * 3),
+        (Attention(), (1, 2, 7, 16), 4 * 2 * 7 * 7 * 16),
+        (nn.ReLU(), (3, 8), 0),
+    ],
+    ids=["linear", "matrix", "convolution", "transposed", "attention", "none"],
+)
+def test_operations_are_counted(module, shape, operations):
+    counter = Counter()
+    with torch.no_grad(), counter.counting():
+        module(torch.randn(shape))
+    assert counter.total == operations
+
+
+def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads(monkeypatch):
+    monkeypatch.setattr(_effort.machine, "usable_cpus", lambda: 4)
+    cheap, large, huge = Effort(8e9), Effort(25e9), Effort(500e9)
+    assert [effort.rows(None) for effort in (Effort(), cheap, large, huge)] == [32, 32, 22, 16]
+    assert huge.rows(32) == 32 and cheap.rows(5) == 5
+    assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap)] == [1, 1, 4]
+
+
+class Recorded(nn.Module):
+    """Gives what its list says, and notes on how many threads it was asked."""
+
+    def __init__(self, results):
+        super().__init__()
+        self.results, self.threads = iter(results), []
+
+    def forward(self, x):
+        self.threads.append(torch.get_num_threads())
+        return x + next(self.results)
+
+
+@pytest.mark.parametrize(
+    ("results", "asked", "kept", "differing"),
+    [
+        ([0, 0], [1, 4], 4, None),
+        ([0, 1, 0, 0], [1, 4, 1, 1], 1, None),
+        ([0, 1, 2, 3], [1, 4, 1, 1], 1, "output"),
+    ],
+    ids=["same", "otherwise on threads", "random"],
+)
+def test_threads_are_used_where_they_give_the_same(results, asked, kept, differing):
+    module = Recorded(results)
+    eager = Eager(module, (torch.zeros(2),), {})
+    torch.set_num_threads(1)
+    first = eager.probe({"x": np.zeros(2, np.float32)})
+    assert settle_threads(eager, first, 4) == differing
+    assert (module.threads, eager.threads) == (asked, kept)
