@@ -353,3 +353,48 @@ def test_the_preflight_says_who_else_uses_the_machine() -> None:
         _preflight.warnings({**record, "busy": 0.0, "steal": 0.0, "governor": [], "usable_cpus": 2, "host_cpus": 2})
         == []
     )
+
+
+def test_flags_reach_all_backends_and_the_source_that_is_compiled() -> None:
+    from modelops.cli.options import stage_from
+
+    cls = REGISTRY.load("bench")
+
+    stage: Any = stage_from(cls, {"backend": "all", "threads": "2", "batch": ["1,8"]})
+    assert (stage.backend.name, stage.backend.threads, stage.batch) == ("all", 2, (1, 8))
+    assert cls.parse(stage.to_dict()) == stage
+    stage = stage_from(cls, {"against": "net.py:build", "against_backend": "torch-cpu", "compile": True})
+    assert stage.against_backend.compile is True
+    with pytest.raises(UsageError, match="--compile needs --against-backend torch-cpu"):
+        stage_from(cls, {"compile": True})
+
+
+def test_a_result_whose_baseline_is_gone_is_not_reused(perceptron: Path, tmp_path: Path) -> None:
+    from modelops.pipeline import run_stage
+
+    file = tmp_path / "baseline.json"
+    options = {"backend": "null", "budget": 1, "launches": 1, "save_baseline": str(file)}
+    stage = REGISTRY.load("bench").parse(options)
+    run_stage(stage, str(perceptron), tmp_path / "out")
+    assert file.is_file() and run_stage(stage, str(perceptron), tmp_path / "out").reused
+
+    file.unlink()
+
+    with pytest.raises(UsageError, match="written with it, is not"):
+        run_stage(stage, str(perceptron), tmp_path / "out")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_bench_tells_device_time_memory_and_clocks(artifact: Artifact, tmp_path: Path, quick: None) -> None:
+    from modelops.backends import REGISTRY as BACKENDS
+
+    if reason := BACKENDS.load("onnxruntime-cuda").parse({}).missing():
+        pytest.skip(reason)
+
+    report, kept = bench(artifact, tmp_path / "out", backend="onnxruntime-cuda", batch="1,8")
+
+    for name in ("device_time", "device_memory", "batch_8_device_memory"):
+        metric = report.metric(name)
+        assert metric is not None and float(metric.value or 0) > 0
+    [header] = [record for record in Evidence.read(kept).records if record["kind"] == "launch"]
+    assert all(side["device_after"]["clocks.sm"] for side in header["sides"].values())
