@@ -236,6 +236,7 @@ class Validate(Stage):
         self, source: Artifact, reference: Artifact, scratch: Path, task: Task, stack: ExitStack
     ) -> tuple[dict[str, Any], SampleBench, Findings]:
         """Measurements against another model, on data, on the inputs of the reference, or on made-up ones."""
+        _refuse_other_inputs(source, reference)
         before = Side(stack.enter_context(running(reference.model, self.backend)), reference.signature)
         after = Side(stack.enter_context(running(source.model, self.backend)), source.signature)
         # Samples are fitted to the model that takes more inputs, and batches to the one whose batch is fixed.
@@ -325,6 +326,17 @@ def read_measurements(evidence: Artifact) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputRefused(f"{evidence.path}: {MEASUREMENTS} can't be read: {error}", hint=hint) from error
     return found
+
+
+def _refuse_other_inputs(source: Artifact, reference: Artifact) -> None:
+    """UsageError unless one model takes what the other takes: nothing could be compared otherwise."""
+    mine, theirs = ([spec.name for spec in model.signature.inputs] for model in (source, reference))
+    if not (set(mine) <= set(theirs) or set(theirs) <= set(mine)):
+        raise UsageError(
+            f"the models take other inputs: {', '.join(map(repr, mine))} here, {', '.join(map(repr, theirs))} in the "
+            "reference",
+            hint="name the inputs alike, or compare with the model that this one was made of",
+        )
 
 
 def _size(path: Path) -> int:
