@@ -60,7 +60,8 @@ for parameter in model.parameters():
     parameter.requires_grad_(True)
 pruner = tp.pruner.BasePruner(
     model, inputs, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5,
-    forward_fn=lambda m, i: m(**i), output_transform=lambda out: sum(v.sum() for v in out.values() if hasattr(v, "sum")),
+    forward_fn=lambda m, i: m(**i),
+    output_transform=lambda out: sum(v.sum() for v in out.values() if hasattr(v, "sum")),
 )
 pruner.step()
 with torch.no_grad():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.core.progress import progress
 from modelops.graphs.batches import BatchAxis
+from modelops.pruners._activations import Moments
 from modelops.pruners._allocation import MOST
 from modelops.pruners._flight import Feed, Flight, small
 from modelops.pruners._groups import Anatomy, Group
@@ -139,6 +140,7 @@ class _Moments:
         self._anatomy = anatomy
         self._todo = {str(refit.node.name): refit for refit in todo if len(refit.matrix()) <= MOST_UNKNOWNS}
         self._folder = Path()
+        self._variances: dict[str, float] = {}
 
     def collect(self, batches: Iterable[Feed], axis: BatchAxis, scratch: Path) -> None:
         import numpy as np
@@ -151,8 +153,9 @@ class _Moments:
         for first in range(0, len(items), _AT_ONCE):
             progress("looking at activations", first, len(items))
             some = items[first : first + _AT_ONCE]
-            for refit, moment in zip(some, _collected(flight, some), strict=True):
+            for refit, (moment, variance) in zip(some, _collected(flight, some), strict=True):
                 np.save(self._place(str(refit.node.name)), moment, allow_pickle=False)
+                self._variances[str(refit.node.name)] = variance
         shutil.rmtree(scratch / "activations")
 
     def state(self, name: str, group: Group) -> State | None:
@@ -164,7 +167,7 @@ class _Moments:
             return None
         moment = np.load(self._place(name), allow_pickle=False).astype(np.float64)
         weight = refit.matrix().astype(np.float64)
-        variance = float(np.sum(weight * (moment @ weight)))
+        variance = max(self._variances[name], float(np.sum(weight * (moment @ weight))))
         if not variance > 0:
             return None
         diagonal = np.arange(len(moment))
@@ -195,14 +198,19 @@ class _Moments:
         shutil.rmtree(self._folder)
 
 
-def _collected(flight: Flight, some: list[Refit]) -> Iterator[NDArray[np.float32]]:
-    """The second moments of the inputs of these weights, about their mean where a bias can make up for that."""
+def _collected(flight: Flight, some: list[Refit]) -> Iterator[tuple[NDArray[np.float32], float]]:
+    """For these weights, the second moments of their inputs, and the variance of the sum that their outputs end in.
+
+    Moments are about the mean where a bias can make up for it. Where what a weight makes is only added to something
+    larger, an error in it counts for less.
+    """
     import numpy as np
 
     rows = [Rows(refit, -(-rows_wanted(refit) // max(1, flight.samples))) for refit in some]
     sizes = [len(refit.matrix()) for refit in some]
     squares, sums, counts = [np.zeros((n, n)) for n in sizes], [np.zeros(n) for n in sizes], [0] * len(some)
-    wanted = [name for refit in some for name in (refit.reads, str(refit.node.outputs[0].name))]
+    spreads = [Moments() for _ in some]
+    wanted = [name for refit in some for name in (refit.reads, str(refit.node.outputs[0].name), refit.ends_in)]
     for mask, values in zip(
         flight.masks, flight.advance([str(refit.node.name) for refit in some], list(dict.fromkeys(wanted))), strict=True
     ):
@@ -214,6 +222,9 @@ def _collected(flight: Flight, some: list[Refit]) -> Iterator[NDArray[np.float32
             squares[k] += x.T @ x
             sums[k] += x.sum(0, dtype=np.float64)
             counts[k] += len(x)
+            ends = rows[k].outputs(values[refit.ends_in])
+            spreads[k].add(ends if seen is None else ends[seen], 1)
     for k, refit in enumerate(some):
         mean = sums[k] / counts[k] if refit.bias is not None else np.zeros_like(sums[k])
-        yield (squares[k] / counts[k] - np.outer(mean, mean)).astype(np.float32)
+        moment = (squares[k] / counts[k] - np.outer(mean, mean)).astype(np.float32)
+        yield moment, float(spreads[k].variance().sum())

@@ -87,14 +87,14 @@ def label(node: ir.Node) -> str:
 
 
 def following(node: ir.Node, most: int = 6) -> list[str]:
-    """The names of a node and of those that it alone feeds, one after another: a runtime that fuses them takes one."""
-    found = [str(node.name)]
-    while len(found) < most and len(node.outputs) == 1:
+    """The names of a node and of those that it alone feeds, and of what they write: fused, they go by one of them."""
+    found = [str(node.name), str(node.outputs[0].name)]
+    while len(found) < 2 * most and len(node.outputs) == 1:
         uses = list(node.outputs[0].uses())
         if len(uses) != 1 or uses[0].node.op_type in ("Conv", "MatMul", "Gemm", "ConvTranspose"):
             break
         node = uses[0].node
-        found.append(str(node.name))
+        found += [str(node.name), str(node.outputs[0].name)]
     return found
 
 

@@ -38,6 +38,13 @@ class Refit:
         return str(self.node.inputs[0].name)
 
     @property
+    def ends_in(self) -> str:
+        """The value that its output becomes: with the bias, and with what it is added to and nowhere else read."""
+        end, _ = _bias(self.node)
+        add = _only_add(end)
+        return str((end if add is None else add.outputs[0]).name)
+
+    @property
     def weight(self) -> ir.Value:
         value = self.node.inputs[1]
         assert value is not None
@@ -90,6 +97,8 @@ class Refit:
         if number >= len(node.inputs):
             node.resize_inputs(number + 1)
         node.replace_input_with(number, value)
+        if old is not None and old.name is not None and not old.uses():
+            node.graph.initializers.pop(old.name, None)
 
     def _bias_value(self) -> ir.Value | None:
         if self.bias is None:

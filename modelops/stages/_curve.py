@@ -139,9 +139,18 @@ def draw(place: Path, quality: Quality, points: Sequence[dict[str, Any]]) -> Non
             capsize=2,
             label="refitted" if refitted else "pruned",
         )
-        for time, value, point in zip(times, values, points, strict=True):
+        below = False
+        for k, (time, value, point) in enumerate(zip(times, values, points, strict=True)):
+            # Labels of points that lie close together take turns above and below.
+            below = not below and k > 0 and abs(time - times[k - 1]) < 0.06
+            place_of = (0, -14) if below else (0, 7)
             axes.annotate(
-                f"−{point['removed']:.0%}", (time, value), (0, 7), textcoords="offset points", ha="center", fontsize=8
+                f"−{point['removed']:.0%}",
+                (time, value),
+                place_of,
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
             )
         if quality.source is not None:
             axes.plot([1.0], [quality.source], "D", color="#333333", markersize=6, label="source")

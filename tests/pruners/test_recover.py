@@ -153,6 +153,12 @@ def test_refitted_filters_are_others_than_cut_ones(tmp_path: Path) -> None:
     assert len(changed) >= 2
 
 
+def test_no_weight_is_left_that_nothing_reads(tmp_path: Path) -> None:
+    _, pruned, _ = prune(FOLLOWED["residual"](), tmp_path)
+    graph = onnx.load(pruned).graph
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
+
+
 def test_channels_that_never_change_go_first(tmp_path: Path) -> None:
     # The largest filters read an input that is always the same: a bias can stand in for them.
     b = Build()
