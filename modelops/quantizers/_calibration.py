@@ -35,17 +35,48 @@ _HELD_OUT = 4
 
 @dataclass
 class Extent:
-    """The least and the greatest value of a tensor, NaN where it held one, and the most elements it had at a time."""
+    """The least and the greatest value of a tensor, NaN where it held one, and the most elements it had at a time.
+
+    ``lows`` and ``highs`` are the sums of the extremes of all batches.
+    """
 
     low: float = math.inf
     high: float = -math.inf
     elements: int = 0
+    runs: int = 0
+    lows: float = 0.0
+    highs: float = 0.0
 
     def add(self, low: float, high: float, elements: int) -> None:
         broken = math.isnan(low) or math.isnan(high) or math.isnan(self.low)
         self.low = math.nan if broken else min(self.low, low)
         self.high = math.nan if broken else max(self.high, high)
         self.elements = max(self.elements, elements)
+        self.runs += 1
+        self.lows += low
+        self.highs += high
+
+    def to_list(self) -> list[float]:
+        """For the cache; Python's JSON holds NaN and infinity too."""
+        return [self.low, self.high, self.elements, self.runs, self.lows, self.highs]
+
+    @classmethod
+    def of_list(cls, values: Any) -> Extent:
+        """What ``to_list`` wrote; ValueError for anything else."""
+        low, high, elements, runs, lows, highs = (float(value) for value in values)
+        if not (math.isnan(low) or low <= high) or elements < 0 or runs < 1:
+            raise ValueError(f"no extent: {values}")
+        return cls(low, high, int(elements), int(runs), lows, highs)
+
+    @property
+    def average(self) -> Range:
+        """The mean of the batches' least values, and that of their greatest."""
+        return (self.lows / self.runs, self.highs / self.runs) if self.runs else (self.low, self.high)
+
+    @property
+    def finite(self) -> bool:
+        """Whether there were values, and nothing but what a float32 network computes on purpose."""
+        return self.runs > 0 and -_UNREAL < self.low <= self.high < _UNREAL
 
 
 def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path) -> dict[str, Extent]:
@@ -92,13 +123,15 @@ def ranges(
     """The range of every tensor by the rule."""
     if rule == "minmax":
         return {name: (extent.low, extent.high) for name, extent in extents.items()}
+    if rule == "average":
+        return {name: extent.average for name, extent in extents.items()}
     found: dict[str, Range] = {}
-    bands = list(_bands(extents))
-    for number, band in enumerate(bands, 1):
+    parts = list(bands({name: 4 * extent.elements for name, extent in extents.items()}))
+    for number, band in enumerate(parts, 1):
         fitted = {name: Histogram(extents[name].low, extents[name].high) for name in band}
         held_out = {name: Histogram(extents[name].low, extents[name].high) for name in band}
-        what = "counting activations" + (f", part {number} of {len(bands)}" if len(bands) > 1 else "")
-        for index, values in enumerate(_streamed(model, band, feeds, scratch, what)):
+        what = "counting activations" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
+        for index, values in enumerate(streamed(model, band, feeds, scratch, what)):
             apart = rule == "auto" and index % _HELD_OUT == _HELD_OUT - 1
             for name, array in values.items():
                 (held_out if apart else fitted)[name].add(array)
@@ -106,12 +139,11 @@ def ranges(
     return found
 
 
-def _bands(extents: Mapping[str, Extent]) -> Iterator[list[str]]:
-    """The tensors in groups that together are small enough to be held."""
+def bands(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The tensors, of these sizes in bytes, in groups that together are small enough to be held."""
     band: list[str] = []
     held = 0
-    for name, extent in extents.items():
-        size = 4 * extent.elements
+    for name, size in sizes.items():
         if band and held + size > _BAND_BYTES:
             yield band
             band, held = [], 0
@@ -121,7 +153,7 @@ def _bands(extents: Mapping[str, Extent]) -> Iterator[list[str]]:
         yield band
 
 
-def _streamed(
+def streamed(
     model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path, what: str
 ) -> Iterator[dict[str, Any]]:
     """These tensors of one batch after another."""

@@ -4,6 +4,7 @@ A range is what 256 levels are spread over, zero always among them; what lies ou
 everything coarsely, a narrow one clips outliers::
 
     minmax       nothing is clipped
+    average      the mean of the extremes of every batch: what only one batch held is clipped (found without histograms)
     percentile   a fixed share of values is clipped on each side
     mse          least mean squared error of rounding and clipping together
     entropy      least information lost: Kullback–Leibler divergence of the quantized distribution from the real one
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Rule = Literal["minmax", "percentile", "entropy", "mse", "auto"]
+Rule = Literal["minmax", "average", "percentile", "entropy", "mse", "auto"]
 Range = tuple[float, float]
 
 BINS = 2048

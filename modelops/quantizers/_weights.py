@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from modelops.core.workbench import Done
 from modelops.quantizers._opsets import at_least
 from modelops.quantizers._scope import WEIGHTY, described_nodes, excluded_nodes, name_nodes, nothing_to_quantize
+from modelops.quantizers._sums import apart
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from modelops.quantizers._improvements import Improved
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Work:
     weighted: list[ir.Node]
     fusions: dict[str, int]
     notes: tuple[str, ...]
+    improvements: list[dict[str, Any]]
 
     def written(self, target: Path, tables: Sequence[str], weights: str) -> Done:
         """Write the changed model, and say what was done; GateFailed when that is nothing."""
@@ -123,28 +127,46 @@ class Work:
                 "nodes": sorted([*names, *tables]),
                 "weights": weights,
                 "fusions": self.fusions,
+                **({"improvements": self.improvements} if self.improvements else {}),
             },
         )
 
 
 def opened(
-    source: Path, scratch: Path, *, ops: frozenset[str], exclude: Sequence[str], fuse: bool, opset: int = 0
+    source: Path,
+    scratch: Path,
+    *,
+    ops: frozenset[str],
+    exclude: Sequence[str],
+    fuse: bool,
+    opset: int = 0,
+    improve: Callable[[Path, list[str]], Improved] | None = None,
 ) -> Work:
-    """The model ready to be changed, fused first where that is asked for and found right."""
+    """The model ready to be changed, fused first where that is asked for and found right, then improved."""
     from modelops.quantizers._fusions import fused
 
     model = read(source)
     excluded = excluded_nodes(exclude, {str(n.name): [str(v.name) for v in n.outputs] for n in model.graph})
+    place, notes = source, list[str]()
     fusions: dict[str, int] = {}
-    notes: tuple[str, ...] = ()
     if fuse:
         place, fusions, note = fused(source, scratch, excluded)
-        notes = (note,) if note else ()
+        notes.append(note)
         model = read(place) if fusions else model
+
+    chosen = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded]
+    names = [product.name for product in chosen]
+    improvements: list[dict[str, Any]] = []
+    if improve is not None and names:
+        better = improve(place, names)
+        model, improvements = read(better.model), better.table
+        notes.append(better.note)
     model = at_least(model, opset)
-    found = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded]
+    apart(model)
+    chosen = [p for p in products(model.graph) if p.name in set(names)]
     weighted = [node for node in model.graph if node.op_type in WEIGHTY]
-    return Work(model, found, excluded, len(list(model.graph)), weighted, fusions, notes)
+    kept = tuple(note for note in notes if note)
+    return Work(model, chosen, excluded, len(list(model.graph)), weighted, fusions, kept, improvements)
 
 
 def read(source: Path) -> ir.Model:

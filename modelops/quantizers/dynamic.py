@@ -51,14 +51,47 @@ class Dynamic(Quantizer):
         default="auto", help="The kernels to make it for: signs, 7 bits and symmetry follow; auto asks this machine's."
     )
 
+    migrate: bool = option(
+        default=True, help="With --data, move the spread of activations into weights where that lowers the error."
+    )
+    outliers: bool = option(
+        default=True, help="With --data, multiply the few columns that stand out in float, where they cost precision."
+    )
+    compensate: bool = option(
+        default=False, help="With --data, round weights so that their errors cancel on the samples; takes long."
+    )
+    correct_bias: bool = option(
+        default=True, help="With --data, take mean errors off biases where that lowers the error."
+    )
+
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
+        from modelops.quantizers._improvements import Improve, Improved, improved
+        from modelops.quantizers._memory import Memory
+        from modelops.quantizers._rounding import Scheme
         from modelops.quantizers._tables import quantize_tables
         from modelops.quantizers._weights import opened
 
         refuse_quantized(source)
         ops, reduced = chosen_ops(self.op_types, _OPS, "dynamic"), reduces(self.reduce_range, resolve(self.target))
+        scheme = Scheme(self.per_channel, reduced)
+        wanted = Improve(self.migrate, self.outliers, self.compensate, self.correct_bias)
+
+        def improve(model: Path, names: list[str]) -> Improved:
+            import onnx
+
+            memory = Memory(onnx.load(str(model)), workbench.batches, workbench.scratch)
+            return improved(model, names, scheme, wanted, memory)
+
         with tool("dynamic quantization"):
-            work = opened(source, workbench.scratch, ops=ops, exclude=self.exclude, fuse=self.fuse, opset=_OPSET)
+            work = opened(
+                source,
+                workbench.scratch,
+                ops=ops,
+                exclude=self.exclude,
+                fuse=self.fuse,
+                opset=_OPSET,
+                improve=improve if workbench.has_data and wanted.anything else None,
+            )
             writer = _Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)
             for product in work.products:
                 writer.replace(product)

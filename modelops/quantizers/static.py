@@ -5,6 +5,8 @@ The file stays in standard operators (QuantizeLinear, DequantizeLinear); a runti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,11 @@ from modelops.core.workbench import Done, Workbench
 from modelops.errors import UsageError, tool
 from modelops.quantizers import Quantizer
 from modelops.quantizers._histograms import Range, Rule
+from modelops.quantizers._improvements import Improved
 from modelops.quantizers._int8 import ReducedRange, reduces
+from modelops.quantizers._memory import Memory
 from modelops.quantizers._plan import OPS, Facts, Plan, plan
+from modelops.quantizers._rounding import Scheme
 from modelops.quantizers._scope import (
     WEIGHTY,
     chosen_ops,
@@ -23,7 +28,7 @@ from modelops.quantizers._scope import (
     nothing_to_quantize,
     refuse_quantized,
 )
-from modelops.quantizers._targets import TargetName, resolve
+from modelops.quantizers._targets import Target, TargetName, resolve
 
 if TYPE_CHECKING:
     import onnx
@@ -56,6 +61,17 @@ class Static(Quantizer):
         default="auto", help="The kernels to make it for: signs, 7 bits and symmetry follow; auto asks this machine's."
     )
 
+    migrate: bool = option(
+        default=True, help="Move the spread of what products read into their weights, where that lowers the error."
+    )
+    outliers: bool = option(
+        default=True, help="Multiply the few columns that stand out in float, where they cost precision."
+    )
+    compensate: bool = option(
+        default=False, help="Round the weights of products so that their errors cancel on the samples; takes long."
+    )
+    correct_bias: bool = option(default=True, help="Take mean errors off biases, where that lowers the error.")
+
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.quantizers import _qdq
 
@@ -66,23 +82,26 @@ class Static(Quantizer):
                 hint="give a folder or file of samples, or use --method dynamic",
             )
         ops = chosen_ops(self.op_types, OPS, "static")
-        model, excluded, fusions, note = self._opened(source, workbench.scratch)
+        place, model, excluded, fusions, note = self._opened(source, workbench.scratch)
         first = plan(model, ops, excluded, set())
         if not first.weighted:
             count = len(model.graph.node)
             raise nothing_to_quantize(f"no Conv, Gemm or MatMul with float32 weights among {count} nodes")
-        final, found, special = self._calibrated(model, first, ops, excluded, workbench)
+        memory = Memory(model, workbench.batches, workbench.scratch)
+        final, found, special = self._calibrated(model, first, ops, excluded, memory)
         weighted = [node for node in model.graph.node if node.op_type in WEIGHTY]
         left = described_nodes(node for node in weighted if node.name not in set(final.names))
         target_kernels = resolve(self.target)
         reduced = reduces(self.reduce_range, target_kernels)
+        scheme = Scheme(self.per_channel, reduced, self.ranges, self.percentile)
+        model, final, better = self._improved(place, model, final, found, scheme, memory, target_kernels)
         written = _qdq.inserted(
-            model, final, found, per_channel=self.per_channel, reduced=reduced, target=target_kernels
+            model, final, found | better.ranges, per_channel=self.per_channel, reduced=reduced, target=target_kernels
         )
         dropped, tables = self._finished(written, final, excluded if "Gather" in ops else None, target)
         kernels = _qdq.kernels(target)
         return Done(
-            notes=(*note, *_notes(final, first, kernels["unfused"])),
+            notes=(*note, *([better.note] if better.note else []), *_notes(final, first, kernels["unfused"])),
             details={
                 "quantized": {**described_nodes(final.nodes), "tables": len(tables)},
                 "left_float": left,
@@ -93,24 +112,52 @@ class Static(Quantizer):
                 "special_tensors": sorted(special),
                 **kernels,
                 "pairs_dropped": dropped,
+                **({"improvements": better.table} if better.table else {}),
             },
         )
 
     def _calibrated(
-        self, model: onnx.ModelProto, first: Plan, ops: frozenset[str], excluded: set[str], workbench: Workbench
+        self, model: onnx.ModelProto, first: Plan, ops: frozenset[str], excluded: set[str], memory: Memory
     ) -> tuple[Plan, dict[str, Range], set[str]]:
         """(plan without the nodes around special tensors, ranges that it needs, special tensors)."""
-        from modelops.quantizers._calibration import extents, ranges, special_tensors
+        from modelops.quantizers._calibration import special_tensors
 
         facts = Facts(model)
-        seen = extents(model, first.tensors(facts), workbench.batches, workbench.scratch)
+        seen = memory.extents(first.tensors(facts))
         special = special_tensors(model, seen)
         final = plan(model, ops, excluded, special)
         if not final.weighted:
             raise nothing_to_quantize("every node with weights touches a tensor that holds mask values or NaN")
         wanted = {name: seen[name] for name in final.tensors(facts)}
-        found = ranges(model, wanted, self.ranges, self.percentile, workbench.batches, workbench.scratch)
-        return final, found, special
+        return final, memory.ranges(wanted, self.ranges, self.percentile), special
+
+    def _improved(
+        self,
+        place: Path,
+        model: onnx.ModelProto,
+        final: Plan,
+        found: Mapping[str, Range],
+        scheme: Scheme,
+        memory: Memory,
+        kernels: Target,
+    ) -> tuple[onnx.ModelProto, Plan, Improved]:
+        """(the model made easier to quantize, the plan in it, what was done)."""
+        import onnx
+
+        from modelops.quantizers._improvements import Improve, improved
+        from modelops.quantizers._shifts import correct
+
+        wanted = Improve(self.migrate, self.outliers, self.compensate, self.correct_bias)
+        if kernels.options or not wanted.anything:
+            # Errors are simulated with asymmetric ranges, as CPUs have them.
+            return model, final, Improved(place, [], {})
+        if final.attention:
+            better = improved(place, final.names, scheme, wanted, memory)
+            model = onnx.load(str(better.model))
+            names = set(final.names)
+            return model, replace(final, nodes=tuple(n for n in model.graph.node if n.name in names)), better
+        table = correct(model, final.weighted, found, scheme, memory) if self.correct_bias else []
+        return model, final, Improved(place, table, {})
 
     def _finished(
         self, written: onnx.ModelProto, final: Plan, excluded: set[str] | None, target: Path
@@ -118,18 +165,22 @@ class Static(Quantizer):
         """Write the graph after our own passes; (pairs dropped, tables quantized). None leaves all tables float."""
         from modelops.graphs import files
         from modelops.quantizers import _qdq
+        from modelops.quantizers._sums import apart
         from modelops.quantizers._tables import quantize_tables
         from modelops.quantizers._weights import cleaned
 
         with tool("writing the quantized graph"):
             graph = _qdq.read(written)
             dropped = _qdq.drop_idle_pairs(graph, final.names)
+            apart(graph)
             tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
             files.save(cleaned(graph), target)
         return dropped, tables
 
-    def _opened(self, source: Path, scratch: Path) -> tuple[onnx.ModelProto, set[str], dict[str, int], tuple[str, ...]]:
-        """(graph ready to be quantized, nodes to leave float in it, fusions made, remarks)."""
+    def _opened(
+        self, source: Path, scratch: Path
+    ) -> tuple[Path, onnx.ModelProto, set[str], dict[str, int], tuple[str, ...]]:
+        """(file and graph ready to be quantized, nodes to leave float in it, fusions made, remarks)."""
         import onnx
 
         from modelops.quantizers._fusions import fused
@@ -139,9 +190,10 @@ class Static(Quantizer):
         model = onnx.load(str(place))
         excluded = self._excluded(source, model)
         if not self.fuse:
-            return model, excluded, {}, ()
+            return place, model, excluded, {}, ()
         place, fusions, note = fused(place, scratch, excluded)
-        return (onnx.load(str(place)) if fusions else model), excluded, fusions, (note,) if note else ()
+        model = onnx.load(str(place)) if fusions else model
+        return place, model, excluded, fusions, (note,) if note else ()
 
     def _excluded(self, source: Path, model: onnx.ModelProto) -> set[str]:
         """The nodes of the prepared graph that the user's patterns mean, told by the names in the source."""

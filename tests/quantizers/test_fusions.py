@@ -24,7 +24,7 @@ def quantized(method: Quantizer, source: Path, data: Any = None) -> tuple[Path, 
 def test_attention_is_fused_and_its_products_are_quantized(encoder: Path, states: Any, method: Quantizer) -> None:
     target, done = quantized(method, encoder, states)
     assert done.details["fusions"]["attention"] == done.details["fusions"]["skip_layer_normalization"] == 1
-    assert operators(target)["MultiHeadAttention"] == operators(target)["SkipLayerNormalization"] == 1
+    assert operators(target)["MultiHeadAttention"] == operators(target)["LayerNormalization"] == 1
     assert "Softmax" not in operators(target) and done.details["left_float"] == {}
     assert sum(done.details["quantized"].values()) == 2
     assert sqnr(outputs(encoder, states), outputs(target, states)) > 25
