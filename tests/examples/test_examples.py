@@ -74,6 +74,28 @@ def test_digits_goes_through_all_stages_and_the_gate(tmp_path: Path) -> None:
     }
 
 
+def test_sklearn_models_give_the_labels_and_values_that_they_gave(tmp_path: Path) -> None:
+    import numpy as np
+    import onnxruntime
+
+    skops = pytest.importorskip("skops.io")
+    copied("sklearn", tmp_path)
+    shown = [run(command, tmp_path) for command in commands(EXAMPLES / "sklearn" / "README.md")]
+    assert all("run: PASS" in done.stdout for done in shown[1:3])
+    assert shown[4].stdout.startswith("quantize: FAIL  exit 1")
+    assert shown[4].stdout.count("nothing to quantize") == 1
+    for name in ("diabetes", "cancer"):
+        data = tmp_path / "examples" / "sklearn" / "data"
+        rows = np.load(data / f"{name}.npz")["x"]
+        estimator = skops.load(data / f"{name}.skops")
+        session = onnxruntime.InferenceSession(tmp_path / "out" / name / "01-convert" / "model.onnx")
+        found = session.run(None, {"x": rows})
+        if name == "cancer":
+            assert np.array_equal(found[0], estimator.predict(rows))
+        wanted = estimator.predict_proba(rows) if name == "cancer" else estimator.predict(rows)[:, None]
+        assert np.abs(found[-1] - wanted).max() <= 2e-5 * np.abs(wanted).max()
+
+
 def test_the_gate_stops_where_a_step_fails_and_passes_its_exit_code_on(tmp_path: Path) -> None:
     place = copied("ci", tmp_path)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

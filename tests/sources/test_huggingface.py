@@ -97,6 +97,23 @@ def test_configs_that_run_code_or_need_other_tools_are_refused(directory, values
         _open(directory)
 
 
+@pytest.mark.parametrize("named", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_code_that_comes_with_a_model_never_runs(bert, tmp_path, named):
+    for file in bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n\nclass Model:\n    pass\n")
+    parts = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor")
+    values = json.loads((bert / "config.json").read_text()) if named == "config.json" else {}
+    (tmp_path / named).write_text(json.dumps({**values, "auto_map": dict.fromkeys(parts, "evil.Model")}))
+    if named == "config.json":
+        with pytest.raises(InputRefused, match="auto_map would make transformers run code"):
+            _open(tmp_path)
+    else:  # nothing reads it while converting
+        assert _open(tmp_path).kwargs
+    assert not canary.exists()
+
+
 def test_an_unsafe_transformers_is_refused(directory, monkeypatch):
     import transformers
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
+import resource
 import zipfile
 from pathlib import Path
 
@@ -75,6 +77,46 @@ def test_the_refusal_names_the_part_that_would_run(program, tmp_path):
         convert(tmp_path / "out", program)
 
 
+def test_weights_that_a_config_says_to_unpickle_stay_unread(program, tmp_path):
+    canary, path = tmp_path / "canary", tmp_path / "net.pt2"
+    payload = io.BytesIO()
+    torch.save(Canary(canary), payload)
+    changed = 0
+    with zipfile.ZipFile(program) as old, zipfile.ZipFile(path, "w") as new:
+        for info in old.infolist():
+            content = old.read(info)
+            if info.filename.endswith("_config.json"):
+                changed += len(re.findall(rb'"use_pickle": ?false', content))
+                content = re.sub(rb'"use_pickle": ?false', b'"use_pickle": true', content)
+            elif "/weights/weight_" in info.filename:
+                content = payload.getvalue()
+            new.writestr(info.filename, content)
+    assert changed
+    with pytest.raises(InputRefused, match="a program"):
+        convert(tmp_path / "out", path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("member", ["archive/data/aotinductor/model/m.so", "archive/data/aotinductor/model/m.cpp"])
+def test_compiled_code_is_named_and_not_loaded(tmp_path, member):
+    with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
+        archive.writestr(member, b"\x7fELF")
+    with pytest.raises(InputRefused, match=f"{member} is run when it is loaded"):
+        convert(tmp_path / "out", tmp_path / "net.pt2")
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".pt", ".pth", ".joblib"])
+def test_a_program_that_would_grow_is_not_unpacked_without_leave(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("archive/data/0", bytes(200 << 20))
+    (tmp_path / "out").mkdir()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputRefused, match="a program"):
+        REGISTRY.load("convert").parse({}).run(str(path), Draft(tmp_path / "out"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".pt2", ".torchscript"])
 @pytest.mark.parametrize("form", ["zip", "pickle"])
 def test_no_pickle_runs_without_leave(tmp_path, suffix, form):
@@ -86,6 +128,19 @@ def test_no_pickle_runs_without_leave(tmp_path, suffix, form):
     with pytest.raises(InputRefused, match="a program"):
         convert(tmp_path / "out", path, input=["x:float32[batch,4]"])
     assert not canary.exists()
+
+
+def test_no_member_of_a_torchscript_archive_runs_without_leave(tmp_path):
+    torch.jit.script(_net()).save(tmp_path / "net.pt")
+    with zipfile.ZipFile(tmp_path / "net.pt") as archive:
+        members = archive.namelist()
+    for number, member in enumerate(members):
+        path, canary = tmp_path / f"{number}.pt", tmp_path / "canary"
+        _poisoned(tmp_path / "net.pt", path, member, canary)
+        with pytest.raises(InputRefused, match="TorchScript, or a pickle, a program"):
+            convert(tmp_path / "out", path, input=["x:float32[batch,4]"])
+        assert not canary.exists()
+    assert any("/code/" in member for member in members)
 
 
 def test_an_exported_program_keeps_its_inputs_and_bounds(program, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
 
 import joblib
@@ -136,7 +137,7 @@ def test_skops_files_need_skops(tmp_path):
 
 
 @pytest.mark.skipif(not SKOPS, reason="skops is not installed")
-def test_skops_files_are_data_unless_they_name_other_types(tmp_path, cancer):
+def test_skops_files_are_data_unless_they_name_other_types(tmp_path, cancer, monkeypatch):
     import skops.io
 
     skops.io.dump(cancer[0], tmp_path / "m.skops")
@@ -145,6 +146,11 @@ def test_skops_files_are_data_unless_they_name_other_types(tmp_path, cancer):
     skops.io.dump(make_pipeline(FunctionTransformer(Canary), LinearRegression()), tmp_path / "odd.skops")
     with pytest.raises(InputRefused, match=r"names types that could run code: .*Canary"):
         convert(tmp_path / "out", tmp_path / "odd.skops")
+    monkeypatch.setattr("modelops.sources.sklearn._LARGEST", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "bomb.skops", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", bytes(4 << 20))
+    with pytest.raises(InputRefused, match="looks like a zip bomb"):
+        convert(tmp_path / "out", tmp_path / "bomb.skops")
     (tmp_path / "broken.skops").write_bytes(b"PK")
     with pytest.raises(InputRefused, match="is not a skops file"):
         convert(tmp_path / "out", tmp_path / "broken.skops")
