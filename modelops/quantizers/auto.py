@@ -117,15 +117,15 @@ class Auto(Quantizer):
             if facts.has_data:
                 yield self._static("static, best ranges", ranges="auto")
             if facts.attention:
-                yield self._dynamic("dynamic, not fused", fuse=False)
+                yield self._dynamic("dynamic, not fused", unless=("dynamic",), fuse=False)
             if facts.weight_bytes >= _LARGE_WEIGHTS:
                 yield Candidate("weights of 8 bits", self._made("weights"), unless=("dynamic",))
 
     def _static(self, name: str, unless: tuple[str, ...] = (), **options: Any) -> Candidate:
         return Candidate(name, self._made("static", target=self.target, **options), unless)
 
-    def _dynamic(self, name: str, **options: Any) -> Candidate:
-        return Candidate(name, self._made("dynamic", target=self.target, **options))
+    def _dynamic(self, name: str, unless: tuple[str, ...] = (), **options: Any) -> Candidate:
+        return Candidate(name, self._made("dynamic", target=self.target, **options), unless)
 
     def _made(self, name: str, **options: Any) -> Quantizer:
         return REGISTRY.ready(name).parse({"exclude": self.exclude, **options})

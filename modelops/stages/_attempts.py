@@ -175,12 +175,29 @@ class Attempts:
         attempt.notes += found.notes
 
     @property
+    def kernels(self) -> str:
+        """The name of the target that was asked for; "auto" where the method knows none."""
+        return str(getattr(self.stage.method, "target", "auto"))
+
+    @property
+    def foreign(self) -> str:
+        """Why timings here say nothing on the target; empty where they do."""
+        from modelops.quantizers._targets import resolve
+
+        runtime = {"openvino": "openvino", "gpu-qdq": "onnxruntime-cuda"}.get(self.kernels)
+        if runtime is not None and self.stage.backend.name.startswith(runtime):
+            return ""
+        if self.kernels == "auto" or resolve(self.kernels).here:
+            return ""
+        return f"it is made for {self.kernels}, which is not what is timed here"
+
+    @property
     def exact(self) -> bool:
         """Whether the model is for kernels that don't overflow, where this machine's may."""
         from modelops.quantizers._targets import resolve
 
-        name = getattr(self.stage.method, "target", "auto")
-        return name != "auto" and not resolve(name).reduced and not resolve(name).here
+        target = resolve(self.kernels)
+        return self.kernels != "auto" and not target.reduced and not target.here
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ search that was killed goes on where it was.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import time
@@ -41,8 +42,8 @@ from modelops.stages._tried import Tried, beats, line
 
 _KIND = "candidates"
 _LAUNCHES = 3
-_LOOK_SECONDS = 6.0
-_PLAN = Plan(rounds=10, most_rounds=40, warm_most_seconds=1.0)
+_LOOK_SECONDS = 9.0
+_PLAN = Plan(rounds=10, most_rounds=40, warm_most_seconds=0.6)
 # Speeds nearer to each other than this are not told apart by a short look.
 _ALIKE = 1.02
 
@@ -84,7 +85,11 @@ class Search:
     def _elsewhere(self) -> Tried | None:
         """The float model as it is on OpenVINO, in the precision that is fast here; None where that can't be had."""
         stage = self.attempts.stage
-        if stage.backend.name != "onnxruntime-cpu" or time.monotonic() - self._started > self.auto.budget:
+        if (
+            stage.backend.name != "onnxruntime-cpu"
+            or self.attempts.foreign
+            or time.monotonic() - self._started > self.auto.budget
+        ):
             return None
         bf16 = {"amx_bf16", "avx512_bf16"} & set(machine.cpu_features())
         precision = "bf16" if bf16 else "f32"
@@ -146,6 +151,9 @@ class Search:
                 cache.put(_KIND, keys["accuracy"], tried.attempt.remembered)
         if tried.attempt.failed:
             tried.untimed = "not accurate enough" if not tried.attempt.impossible else "there is nothing to time"
+            return tried
+        if self.attempts.foreign:
+            tried.untimed = self.attempts.foreign
             return tried
         look = cache.get(_KIND, keys["speed"]) if keys else None
         if look is None:
@@ -210,15 +218,20 @@ class Search:
     def _best(self) -> Tried | None:
         """The fastest that is accurate enough, in doubt the more accurate; else the most accurate of those that fail.
 
+        Of a float and an int8 model that are as fast as each other, it is the smaller one.
+
         What surely is accurate enough goes before what could not be decided.
         """
         made = [tried for tried in self.tried if not tried.attempt.impossible]
         for verdict in ("pass", "inconclusive"):
-            able = [one for one in made if one.attempt.verdict == verdict and one.speedup is not None]
+            accurate = [one for one in made if one.attempt.verdict == verdict]
+            able = [one for one in accurate if one.speedup is not None]
             if able:
                 fastest = max(one.speedup or 0.0 for one in able)
                 alike = [one for one in able if (one.speedup or 0.0) * _ALIKE >= fastest]
-                return max(alike, key=lambda one: (one.attempt.sqnr, one.speedup or 0.0))
+                return max(alike, key=lambda one: (one.quantized, one.attempt.sqnr, one.speedup or 0.0))
+            if accurate:  # for kernels that can't be timed here, the most promising
+                return max(accurate, key=lambda one: one.quantized)
         return max(made, key=lambda one: (not one.attempt.failed, one.attempt.sqnr), default=None)
 
     def _forget_files(self) -> None:
@@ -319,6 +332,7 @@ def _facts(attempts: Attempts) -> dict[str, Any] | None:
     return {"accuracy": accuracy, "speed": {"machine": fingerprint(), "backend": options["backend"]}}
 
 
+@functools.cache
 def _code() -> str:
     """The digest of the code that makes and judges candidates: other code may make others."""
     root = Path(modelops.__file__).parent

@@ -29,6 +29,11 @@ class Tried:
         return math.exp(fmean(self.ratios)) if self.ratios else None
 
     @property
+    def quantized(self) -> bool:
+        """Whether it is anything but the float graph."""
+        return bool(self.attempt.method["name"] != "float")
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """Where the true speed-up lies, at 95 % (Student's t over launches)."""
         if len(self.ratios) < 2:

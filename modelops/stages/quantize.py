@@ -167,27 +167,10 @@ class _Job:
         from modelops.stages import _portable
 
         self.details["portable"] = _portable.portability(self.target).to_dict()
-        if self.kernels == "portable" and not self.failed:
+        if self.attempts.kernels == "portable" and not self.failed:
             self.checks.append(_portable.check(self.source, self.target, self.attempts.rows))
         elif remark := _portable.told(self.details["portable"]):
             self.notes.append(remark)
-
-    @property
-    def kernels(self) -> str:
-        """The name of the target that was asked for; "auto" where the method knows none."""
-        return str(getattr(self.stage.method, "target", "auto"))
-
-    @property
-    def foreign(self) -> str:
-        """Why timings here say nothing on the target; empty where they do."""
-        from modelops.quantizers._targets import resolve
-
-        here = {"openvino": "openvino", "gpu-qdq": "onnxruntime-cuda"}.get(self.kernels)
-        if here is not None and self.stage.backend.name.startswith(here):
-            return ""
-        if self.kernels == "auto" or resolve(self.kernels).here:
-            return ""
-        return f"it is made for {self.kernels}, which is not what it was timed on"
 
     def race(self) -> None:
         """Time both models by turns, unless accuracy has decided already, and do what --if-slower asks."""
@@ -207,7 +190,7 @@ class _Job:
         demand = "not slower than float"
         if self.method in _SIZE_ONLY and not self.searched:
             self.notes.append(f"{text}; --method {self.method} is for size, and speed is only reported")
-        elif foreign := self.foreign:
+        elif foreign := self.attempts.foreign:
             self.notes.append(f"{text}; {foreign}: speed is only reported")
         elif verdict == "pass" and not (self.searched and found.looks_slower):
             self.checks.append(Check("speed", "pass", text, threshold=demand))

@@ -57,6 +57,13 @@ def test_among_equally_fast_ones_the_more_accurate_is_best() -> None:
     assert best.attempt.name == "b"
 
 
+def test_int8_goes_before_float_that_is_no_faster() -> None:
+    fused = tried("float, fused", 2.00, sqnr=120.0)
+    fused.attempt.method = {"name": "float"}
+    assert chosen(fused, tried("int8", 1.99))[0].attempt.name == "int8"
+    assert chosen(fused, tried("int8", 1.5))[0].attempt.name == "float, fused"
+
+
 def test_what_could_not_be_decided_comes_after_what_surely_is_right() -> None:
     best, _ = chosen(tried("sure", 1.1), tried("unsure", 3.0, verdict="inconclusive"))
     assert best.attempt.name == "sure"
@@ -196,6 +203,15 @@ def test_when_the_budget_is_spent_the_best_so_far_is_taken(
     assert report.details["method"] == "dynamic"
     assert report.details["candidates"][1]["outcome"] == "not tried"
     assert "budget" in report.details["candidates"][1]["reason"]
+
+
+def test_a_foreign_target_is_chosen_for_by_accuracy_alone(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = looked(monkeypatch, {"dynamic": 0.3, "static, best ranges": 0.9})
+    report, _ = ran(Quantize(method=Auto(target="arm"), data=data), net, tmp_path)
+    assert report.exit_code == 0 and seen == [] and report.details["candidate"] == "dynamic"
+    assert all(row["speedup"] is None for row in report.details["candidates"])
 
 
 def test_a_candidate_that_crashes_its_tool_is_one_row(
