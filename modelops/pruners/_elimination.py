@@ -206,7 +206,7 @@ def _collected(flight: Flight, some: list[Refit]) -> Iterator[tuple[NDArray[np.f
     """
     import numpy as np
 
-    rows = [Rows(refit, -(-rows_wanted(refit) // max(1, flight.samples))) for refit in some]
+    rows = [Rows(refit, -(-rows_wanted(refit) // flight.samples), masked=flight.masked) for refit in some]
     sizes = [len(refit.matrix()) for refit in some]
     squares, sums, counts = [np.zeros((n, n)) for n in sizes], [np.zeros(n) for n in sizes], [0] * len(some)
     spreads = [Moments() for _ in some]

@@ -30,6 +30,10 @@ class Flight:
         self.samples = 0
         self.masks: list[Any] = []
 
+    @property
+    def masked(self) -> bool:
+        return any(mask is not None for mask in self.masks)
+
     def start(self, feeds: Iterable[Feed]) -> None:
         """Begin with these inputs of the model."""
         for number, feed in enumerate(feeds):

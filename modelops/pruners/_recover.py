@@ -108,7 +108,8 @@ class Refitting:
 
     def stretch(self, todo: Sequence[Refit]) -> None:
         """Refit these weights, one after the other, and move on behind them."""
-        rows = [Rows(refit, -(-rows_wanted(refit) // self._source.samples)) for refit in todo]
+        samples, masked = self._source.samples, self._source.masked
+        rows = [Rows(refit, -(-rows_wanted(refit) // samples), masked=masked) for refit in todo]
         done = [str(refit.node.name) for refit in todo]
         shapes = self._aim(todo, rows, done)
         for number, (refit, places) in enumerate(zip(todo, rows, strict=True)):

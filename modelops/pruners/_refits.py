@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Rows of normal equations: some for every unknown, and no more than what takes little time.
 _ROWS_PER_UNKNOWN, _FEWEST_ROWS, _MOST_ROWS = 6, 4096, 24576
+_MASKED = 4
 #: Inputs of a weight beyond which only its bias is refitted.
 MOST_UNKNOWNS = 4608
 
@@ -98,7 +99,8 @@ class Refit:
             node.resize_inputs(number + 1)
         node.replace_input_with(number, value)
         if old is not None and old.name is not None and not old.uses():
-            node.graph.initializers.pop(old.name, None)
+            del node.graph.initializers[old.name]
+            value.name = old.name
 
     def _bias_value(self) -> ir.Value | None:
         if self.bias is None:
@@ -196,12 +198,13 @@ def rows_wanted(refit: Refit) -> int:
 class Rows:
     """What a weight reads and makes as rows of matrices, at positions that are the same in every network.
 
-    ``most`` is how many positions of one sample are taken at most; seeds decide which.
+    ``most`` is how many positions of one sample are taken at most; seeds decide which. Of ``masked`` samples more are
+    taken, since many of their positions do not count.
     """
 
-    def __init__(self, refit: Refit, most: int) -> None:
+    def __init__(self, refit: Refit, most: int, *, masked: bool = False) -> None:
         self._refit = refit
-        self._most = most
+        self._most = _MASKED * most if masked and refit.kind == "product" else most
         self._chosen: dict[int, NDArray[np.int64]] = {}
 
     def outputs(self, array: NDArray[Any]) -> NDArray[Any]:

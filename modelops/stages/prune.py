@@ -173,6 +173,8 @@ class _Job:
 
     def time(self) -> None:
         """How many times as fast the new model is, one sample at a time; and what to make of it."""
+        from modelops.stages._profile import RUNS
+
         found = self._standings([("pruned", self.target)])
         if found is None:
             return
@@ -186,7 +188,8 @@ class _Job:
         if asked.get("timed"):
             check = _fast_enough(float(asked["removed"]), speedup, interval, best_effort=self.stage.best_effort)
             self.checks = [each for each in self.checks if each.name != "removed"] + [check]
-        self._by_group()
+        if 2 * RUNS * found.of("source").latency_ms < 1000 * self.stage.speed_budget:
+            self._by_group()
 
     def _standings(self, models: list[tuple[str, Path]]) -> Any:
         """All models beside the source; None, and a note, where they can't be timed."""
