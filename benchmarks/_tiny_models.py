@@ -209,7 +209,7 @@ def _list(name: str, values: list[int]) -> list[int]:
         return [max(1, min(value, 4)) for value in values]
     if _DEPTHS.search(name):
         return [min(value, 1 if len(values) > 2 else 2) for value in values]
-    if _WIDTHS.search(name) and max(values) > 64 and "in_channels" != name:
+    if _WIDTHS.search(name) and max(values) > 64 and name != "in_channels":
         factor = max(1, 2 ** math.floor(math.log2(max(values) / 64)))
         return [max(8, value // factor) if value >= 8 else value for value in values]
     if re.search(r"(image_size|img_size)$", name):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Aid:
             for backend in ("dynamo", "onnx"):
                 stack.enter_context(self.utils.apply_patches(backend))
             stack.enter_context(self.dynamo.reset_model_state(self.module))
+            stack.enter_context(_without_loops())
             yield
 
     @property
@@ -69,3 +71,78 @@ def aid_for(module: Any) -> Aid | None:
         log.debug("transformers.exporters has no %s", ", ".join(missing))
         return None
     return aid
+
+
+# Recurrences are told in this many steps of twice the length each, which covers sequences of a million.
+_DOUBLINGS = 20
+_SCAN = "mamba_selective_scan"
+
+
+@contextlib.contextmanager
+def _without_loops() -> Iterator[None]:
+    """State space models take one step for every token, in a loop that a graph of any length can't hold.
+
+    transformers has another form of it for torch.compile, by an associative scan; for as long as the block runs that
+    form is taken, with a scan made of plain operators.
+    """
+    from torch._higher_order_ops import associative_scan as places
+
+    found = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
+    found = [module for module in found if hasattr(module, _SCAN) and hasattr(module, "is_torchdynamo_exporting")]
+    with contextlib.ExitStack() as stack:
+        if found:
+            stack.enter_context(_replaced(places, "associative_scan", prefix_scan))
+        for module in found:
+            stack.enter_context(_replaced(module, _SCAN, _scanning(module, getattr(module, _SCAN))))
+        yield
+
+
+def _scanning(module: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    def scan(*args: Any, **kwargs: Any) -> Any:
+        with (
+            _replaced(module, "is_torchdynamo_compiling", lambda: True),
+            _replaced(module, "is_torchdynamo_exporting", lambda: False),
+        ):
+            return original(*args, **{**kwargs, "use_associative_scan": True, "use_mambapy": False})
+
+    return scan
+
+
+@contextlib.contextmanager
+def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+def prefix_scan(combine: Callable[[Any, Any], Any], values: Any, dim: int, **_settings: Any) -> Any:
+    """What ``combine`` makes of the first elements along a dimension, for every number of them.
+
+    After Hillis and Steele, "Data parallel algorithms" (1986): after n steps every element stands for 2**n.
+    """
+    import torch
+
+    size = values[0].shape[dim]
+    place = torch.arange(size, device=values[0].device)
+    for step in range(_DOUBLINGS):
+        shift = 1 << step
+        if isinstance(size, int) and shift >= size:
+            break
+        earlier = tuple(_shifted(value, dim, shift) for value in values)
+        joined = combine(earlier, values)
+        values = tuple(
+            torch.where((place >= shift).reshape([-1] + [1] * (new.ndim - dim - 1)), new, old)
+            for new, old in zip(joined, values, strict=True)
+        )
+    return values
+
+
+def _shifted(value: Any, dim: int, shift: int) -> Any:
+    """The elements that lie ``shift`` before; zeros where there are none."""
+    import torch
+
+    pad = [0, 0] * (value.ndim - dim - 1) + [shift, 0]
+    return torch.nn.functional.pad(value, pad).narrow(dim, 0, value.shape[dim])
