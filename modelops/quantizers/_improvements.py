@@ -38,6 +38,8 @@ _NEAR = (0.5, 0.7)
 # A node more for every inference must save this share of the error; what is folded, hardly any.
 _WORTH: dict[Place, float] = {"multiply": 0.1, "normalization": 0.02, "values": 0.02}
 _ANY = 0.01
+# The most rows of a matrix that are compensated: the work grows with their third power.
+_COMPENSATED = 2048
 # What more columns in float have to take off the error of fewer.
 _MORE = 0.15
 # Columns that may be multiplied in float: a hundredth of a wide product.
@@ -52,7 +54,7 @@ class Improve:
 
     migrate: bool = True
     outliers: bool = True
-    compensate: bool = False
+    compensate: bool = True
     correct_bias: bool = True
 
     @property
@@ -119,10 +121,10 @@ def search(site: Site, capture: Capture, scheme: Scheme, improve: Improve) -> Fo
     if improve.migrate:
         best = _migrated(best, judge, weights, _WORTH[place_of(site.value, [p.node for p in site.products])])
     if improve.outliers and best.after > _GOOD_ENOUGH:
-        best = _apart(best, judge, weights)
+        best = _apart(best, judge, weights, _NEAR if improve.migrate else (0.0,))
     factors = ones if best.factors is None else best.factors
     scaled = _scaled(weights, factors)
-    if improve.compensate:
+    if improve.compensate and scheme.per_channel and len(weights) <= _COMPENSATED:
         rounded = compensated(scaled, judge.moments(factors), scheme)
         error = judge.error(factors, rounded, outliers=best.outliers)
         if error < (1 - _ANY) * best.after:
@@ -161,7 +163,7 @@ def _factors(judge: _Judge, weights: NDArray[Any], strength: float, outliers: ND
     return factors
 
 
-def _apart(best: Found, judge: _Judge, weights: NDArray[Any]) -> Found:
+def _apart(best: Found, judge: _Judge, weights: NDArray[Any], strengths: Sequence[float]) -> Found:
     """The fewest columns in float that take enough off the error; none where none do."""
     import numpy as np
 
@@ -172,7 +174,7 @@ def _apart(best: Found, judge: _Judge, weights: NDArray[Any]) -> Found:
         if count > len(weights) // 8:
             break
         outliers = np.sort(order[:count])
-        for strength in _NEAR:
+        for strength in strengths:
             factors = _factors(judge, weights, strength, outliers)
             error = judge.error(factors, nearest(_scaled(weights, factors), judge.scheme), outliers=outliers)
             if error < (1 - _MORE) * found.after:

@@ -44,7 +44,12 @@ class Decision:
 def decided(
     costs: Sequence[Cost], shares: Mapping[str, float], budget: float, correction: float = 1.0
 ) -> list[Decision]:
-    """A decision for every node; ``correction`` is how much larger the real error was than the sum of the measured."""
+    """A decision for every node: all int8 without a budget.
+
+    ``correction`` is how much larger the real error was than the sum of those measured.
+    """
+    if not budget:
+        return [_decision(cost, shares.get(cost.node, 0.0), False, budget) for cost in costs]
     left = correction * sum(cost.error for cost in costs)
     order = sorted(costs, key=lambda cost: (-cost.error / max(shares.get(cost.node, 0.0), 1e-6), cost.node))
     kept: set[str] = set()

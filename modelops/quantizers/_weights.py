@@ -140,9 +140,13 @@ def opened(
     exclude: Sequence[str],
     fuse: bool,
     opset: int = 0,
+    kept: frozenset[str] = frozenset(),
     improve: Callable[[Path, list[str]], Improved] | None = None,
 ) -> Work:
-    """The model ready to be changed, fused first where that is asked for and found right, then improved."""
+    """The model ready to be changed, fused first where that is asked for and found right, then improved.
+
+    ``kept`` names nodes of the fused graph that stay as they are.
+    """
     from modelops.quantizers._fusions import fused
 
     model = read(source)
@@ -153,8 +157,7 @@ def opened(
         place, fusions, note = fused(source, scratch, excluded)
         notes.append(note)
         model = read(place) if fusions else model
-
-    chosen = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded]
+    chosen = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded | kept]
     names = [product.name for product in chosen]
     improvements: list[dict[str, Any]] = []
     if improve is not None and names:
@@ -165,8 +168,8 @@ def opened(
     apart(model)
     chosen = [p for p in products(model.graph) if p.name in set(names)]
     weighted = [node for node in model.graph if node.op_type in WEIGHTY]
-    kept = tuple(note for note in notes if note)
-    return Work(model, chosen, excluded, len(list(model.graph)), weighted, fusions, kept, improvements)
+    told = tuple(note for note in notes if note)
+    return Work(model, chosen, excluded, len(list(model.graph)), weighted, fusions, told, improvements)
 
 
 def read(source: Path) -> ir.Model:

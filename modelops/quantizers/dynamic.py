@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
-from modelops.errors import tool
+from modelops.errors import UsageError, tool
 from modelops.quantizers import Quantizer
+from modelops.quantizers._budget import Grounds
 from modelops.quantizers._int8 import ReducedRange, reduces
+from modelops.quantizers._rounding import Scheme
 from modelops.quantizers._scope import chosen_ops, refuse_quantized
 from modelops.quantizers._targets import TargetName, resolve
 
@@ -57,46 +59,72 @@ class Dynamic(Quantizer):
     outliers: bool = option(
         default=True, help="With --data, multiply the few columns that stand out in float, where they cost precision."
     )
-    compensate: bool = option(
-        default=False, help="With --data, round weights so that their errors cancel on the samples; takes long."
-    )
+    compensate: bool = option(default=True, help="With --data, round weights so that errors cancel on the samples.")
     correct_bias: bool = option(
         default=True, help="With --data, take mean errors off biases where that lowers the error."
     )
 
+    explain: bool = option(default=False, help="Measure what every node costs, and list it in the report.")
+    least_sqnr: float = option(
+        default=0.0, help="Signal over noise of outputs to keep, in dB: nodes go back to float for it.", min=0, max=120
+    )
+    search_time: float = option(default=60.0, help="Time for measuring nodes.", min=1, unit="seconds")
+
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
+        from modelops.quantizers._budget import within
+
+        refuse_quantized(source)
+        if (self.explain or self.least_sqnr) and not workbench.has_data:
+            asked = "--explain" if self.explain else "--least-sqnr"
+            raise UsageError(f"{asked} needs --data, to measure on", hint="give a folder or file of samples")
+
+        def make(kept: frozenset[str]) -> tuple[Done, Grounds | None]:
+            with tool("dynamic quantization"):
+                return self._made(source, target, workbench, kept)
+
+        return within(make, source, target, least_sqnr=self.least_sqnr, explain=self.explain, seconds=self.search_time)
+
+    def _made(
+        self, source: Path, target: Path, workbench: Workbench, kept: frozenset[str]
+    ) -> tuple[Done, Grounds | None]:
+        """Quantize once, with these nodes left in float."""
+        import onnx
+        import onnx_ir as ir
+
         from modelops.quantizers._improvements import Improve, Improved, improved
         from modelops.quantizers._memory import Memory
-        from modelops.quantizers._rounding import Scheme
         from modelops.quantizers._tables import quantize_tables
         from modelops.quantizers._weights import opened
 
-        refuse_quantized(source)
         ops, reduced = chosen_ops(self.op_types, _OPS, "dynamic"), reduces(self.reduce_range, resolve(self.target))
         scheme = Scheme(self.per_channel, reduced)
         wanted = Improve(self.migrate, self.outliers, self.compensate, self.correct_bias)
+        memory: Memory | None = None
 
         def improve(model: Path, names: list[str]) -> Improved:
-            import onnx
-
+            nonlocal memory
             memory = Memory(onnx.load(str(model)), workbench.batches, workbench.scratch)
-            return improved(model, names, scheme, wanted, memory)
+            return improved(model, names, scheme, wanted, memory) if wanted.anything else Improved(model, [], {})
 
-        with tool("dynamic quantization"):
-            work = opened(
-                source,
-                workbench.scratch,
-                ops=ops,
-                exclude=self.exclude,
-                fuse=self.fuse,
-                opset=_OPSET,
-                improve=improve if workbench.has_data and wanted.anything else None,
-            )
-            writer = _Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)
-            for product in work.products:
-                writer.replace(product)
-            tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
-            return work.written(target, tables, "int8, 7 bits" if reduced else "int8")
+        work = opened(
+            source,
+            workbench.scratch,
+            ops=ops,
+            exclude=self.exclude,
+            kept=kept,
+            fuse=self.fuse,
+            opset=_OPSET,
+            improve=improve if workbench.has_data else None,
+        )
+        grounds = None
+        if memory is not None and (self.explain or self.least_sqnr):
+            names = tuple(product.name for product in work.products)
+            grounds = Grounds(ir.to_proto(work.model), names, {}, scheme, memory)
+        writer = _Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)
+        for product in work.products:
+            writer.replace(product)
+        tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
+        return work.written(target, tables, "int8, 7 bits" if reduced else "int8"), grounds
 
 
 class _Writer:

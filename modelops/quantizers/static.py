@@ -14,6 +14,7 @@ from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import UsageError, tool
 from modelops.quantizers import Quantizer
+from modelops.quantizers._budget import Grounds, copied
 from modelops.quantizers._histograms import Range, Rule
 from modelops.quantizers._improvements import Improved
 from modelops.quantizers._int8 import ReducedRange, reduces
@@ -67,13 +68,17 @@ class Static(Quantizer):
     outliers: bool = option(
         default=True, help="Multiply the few columns that stand out in float, where they cost precision."
     )
-    compensate: bool = option(
-        default=False, help="Round the weights of products so that their errors cancel on the samples; takes long."
-    )
+    compensate: bool = option(default=True, help="Round the weights of products so that errors cancel on the samples.")
     correct_bias: bool = option(default=True, help="Take mean errors off biases, where that lowers the error.")
 
+    explain: bool = option(default=False, help="Measure what every node costs, and list it in the report.")
+    least_sqnr: float = option(
+        default=0.0, help="Signal over noise of outputs to keep, in dB: nodes go back to float for it.", min=0, max=120
+    )
+    search_time: float = option(default=60.0, help="Time for measuring nodes.", min=1, unit="seconds")
+
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
-        from modelops.quantizers import _qdq
+        from modelops.quantizers._budget import within
 
         refuse_quantized(source)
         if not workbench.has_data:
@@ -81,8 +86,21 @@ class Static(Quantizer):
                 "--method static needs --data, to find the ranges of activations",
                 hint="give a folder or file of samples, or use --method dynamic",
             )
+
+        def make(kept: frozenset[str]) -> tuple[Done, Grounds | None]:
+            return self._made(source, target, workbench, kept)
+
+        return within(make, source, target, least_sqnr=self.least_sqnr, explain=self.explain, seconds=self.search_time)
+
+    def _made(
+        self, source: Path, target: Path, workbench: Workbench, kept: frozenset[str]
+    ) -> tuple[Done, Grounds | None]:
+        """Quantize once, with these nodes of the prepared graph left in float."""
+        from modelops.quantizers import _qdq
+
         ops = chosen_ops(self.op_types, OPS, "static")
         place, model, excluded, fusions, note = self._opened(source, workbench.scratch)
+        excluded |= kept
         first = plan(model, ops, excluded, set())
         if not first.weighted:
             count = len(model.graph.node)
@@ -95,19 +113,24 @@ class Static(Quantizer):
         reduced = reduces(self.reduce_range, target_kernels)
         scheme = Scheme(self.per_channel, reduced, self.ranges, self.percentile)
         model, final, better = self._improved(place, model, final, found, scheme, memory, target_kernels)
+        found = found | better.ranges
+        grounds = None
+        if self.explain or self.least_sqnr:
+            grounds = Grounds(copied(model), tuple(final.names), found, scheme, memory)
         written = _qdq.inserted(
-            model, final, found | better.ranges, per_channel=self.per_channel, reduced=reduced, target=target_kernels
+            model, final, found, per_channel=self.per_channel, reduced=reduced, target=target_kernels
         )
         dropped, tables = self._finished(written, final, excluded if "Gather" in ops else None, target)
         kernels = _qdq.kernels(target)
-        return Done(
+        weights = "int8, 7 bits" if reduced else "int8"
+        done = Done(
             notes=(*note, *([better.note] if better.note else []), *_notes(final, first, kernels["unfused"])),
             details={
                 "quantized": {**described_nodes(final.nodes), "tables": len(tables)},
                 "left_float": left,
                 "nodes": sorted([*final.names, *tables]),
-                "weights": "int8, 7 bits" if reduced else "int8",
-                "target": {**target_kernels.to_dict(), "weights": "int8, 7 bits" if reduced else "int8"},
+                "weights": weights,
+                "target": {**target_kernels.to_dict(), "weights": weights},
                 "fusions": fusions,
                 "special_tensors": sorted(special),
                 **kernels,
@@ -115,6 +138,7 @@ class Static(Quantizer):
                 **({"improvements": better.table} if better.table else {}),
             },
         )
+        return done, grounds
 
     def _calibrated(
         self, model: onnx.ModelProto, first: Plan, ops: frozenset[str], excluded: set[str], memory: Memory
