@@ -111,6 +111,8 @@ def _float_weight(model: onnx.ModelProto, place: int) -> tuple[onnx.TensorProto,
 
 def swap_inputs(model: onnx.ModelProto, place: int) -> bool:
     node = model.graph.node[place]
+    if len(node.input) < 2:
+        return False
     node.input[0], node.input[1] = node.input[1], node.input[0]
     return node.input[0] != node.input[1]
 
