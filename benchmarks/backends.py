@@ -16,7 +16,7 @@ A model is converted once, by ``modelops convert`` (kept in benchmarks/results/m
 process for each backend that is here and times them by turns, block by block; its ratios to onnxruntime in float32 are
 added to benchmarks/results/backends.jsonl at once: interrupt the script, and go on later with the same command.
 Intervals are taken over launches. The share of the peak is what the model multiplies and adds in a second over what
-the machine does in one large float32 product (``modelops doctor --peak``, measured first where it never was); a
+the machine does in one large float32 product (as ``modelops doctor --peak`` measures it, which is done first); a
 backend that computes in bfloat16 or with better kernels may exceed 100 %. Agreement is the worst cosine over outputs
 with onnxruntime's, and the largest difference over the largest value.
 """
@@ -205,7 +205,7 @@ def work(name: str, feed: dict[str, Any], scratch: Path) -> int | None:
     return counted_macs(Artifact.open(RESULTS / "models" / name).model, feed, scratch)
 
 
-def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows(lines: list[dict[str, Any]], peak: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The table: one row for every model and side."""
     from modelops.measures.distributions import t_quantile
 
@@ -221,7 +221,7 @@ def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
                 interval = [math.exp(mean - half), math.exp(mean + half)]
             rate = 2e-6 * about["macs"] / ms if about["macs"] else None
-            share = rate / about["peak"]["float32_gflops"] if rate and about["peak"] else None
+            share = rate / peak["float32_gflops"] if rate and peak else None
             found.append(
                 {"model": name, "backend": side, "launches": len(logs), "ms": ms, "speedup": math.exp(mean),
                  "interval": interval, "gflops": rate, "share_of_peak": share, **about["agreement"][side]}
@@ -243,8 +243,6 @@ def show(table: list[dict[str, Any]]) -> None:
 
 def one_step(name: str, lines: list[dict[str, Any]], scratch: Path, seconds: float) -> dict[str, Any] | None:
     """The next line for a model: what it is, then launch after launch; None where it can't be run here."""
-    from modelops.stages import _peak
-
     sides = contenders(name)
     if not sides:
         return None
@@ -252,14 +250,15 @@ def one_step(name: str, lines: list[dict[str, Any]], scratch: Path, seconds: flo
     feed = feed_of(name)
     if not mine:
         shapes = {key: list(array.shape) for key, array in feed.items()}
-        peak = _peak.remembered() or _peak.measure()
-        found = {"agreement": agreement(sides, feed, scratch), "macs": work(name, feed, scratch), "peak": peak}
+        found = {"agreement": agreement(sides, feed, scratch), "macs": work(name, feed, scratch)}
         return {"model": name, "kind": "about", "feed": shapes, **found}
     known = mine[0]["agreement"]
     return launch(name, [side for side in sides if side.name in known], feed, len(mine) - 1, seconds)
 
 
 def main() -> int:
+    from modelops.stages import _peak
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--launches", type=int, default=5, help="of every model")
@@ -268,6 +267,7 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="only print the table of what is there")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
+    peak = _peak.remembered() if options.show else _peak.measure()
     lines = [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -283,7 +283,7 @@ def main() -> int:
                 with LINES.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(f"{name}: {line['kind']} after {time.monotonic() - started:.0f} s", file=sys.stderr)
-    show(rows(lines))
+    show(rows(lines, peak))
     return 0
 
 
