@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import signal
@@ -155,10 +156,21 @@ def _invoke(function: Callable[..., Any], name: str, words: list[str]) -> int:
         raise KeyboardInterrupt from error
     except typer.exceptions.TyperException as error:
         # What Typer raises on bad usage: an unknown flag, a missing argument, a value that is not a choice.
-        raise UsageError(" ".join(error.format_message().split()), hint=f"modelops {name} --help") from error
+        raise _usage(error, name) from error
     if code == EXIT_INTERRUPTED:  # what Typer makes of KeyboardInterrupt
         raise KeyboardInterrupt
     return int(code or 0)
+
+
+def _usage(error: Any, name: str) -> UsageError:
+    """The same in the words of modelops; of several flags that look alike, only the nearest is named."""
+    unknown = getattr(error, "possibilities", None)
+    if unknown is None:
+        return UsageError(" ".join(error.format_message().split()), hint=f"modelops {name} --help")
+    known = [flag.lstrip("-") for flag in unknown]
+    guess = difflib.get_close_matches(error.option_name.lstrip("-"), known, n=1, cutoff=0.6)
+    hint = f"did you mean --{guess[0]}?" if guess else f"modelops {name} --help"
+    return UsageError(f"no such option: {error.option_name}", hint=hint)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROWS = 32
 LEAST_ROWS = 16
 """Rows that a model is checked on at least, those of the corners included, however large it is."""
-_AFFORDABLE = 560e9  # operations: some seconds on two cores, as long as exporting such a model takes
+_AFFORDABLE = 140e9  # operations: some seconds on a core, less than exporting such a model takes
 _WORTH_THREADS = 50e9
 
 
@@ -90,14 +90,14 @@ def settle_threads(eager: Eager, first: Mapping[str, NDArray[Any]], many: int) -
     over what comes out, not over what is summed up, but nobody promises that. Gives the name of an output that differs
     between two runs on one thread, if there is one.
     """
-    before, differing = first, None
+    known, differing = [first], None
     for threads in (many, 1, 1) if many > 1 else (1, 1):
         eager.threads = threads
         found = eager.run(eager.feed())
-        differing = _differing(before, found)
-        if differing is None:
-            break
-        before = found
+        apart = [_differing(other, found) for other in known]
+        if None in apart:
+            return None
+        known, differing = ([first, found] if threads == 1 else [first]), apart[0]
     return differing
 
 

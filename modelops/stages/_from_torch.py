@@ -115,7 +115,7 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Repor
 def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Convert, target: Path, work: _Work) -> _Made:
     """The first rung whose result holds; else what the very first made, if it made anything; StageFailed otherwise."""
     first: _Made | None = None
-    with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="modelops-") as scratch, _settled_objects():
         dims, place = cases.layout.dims, Path(scratch)
         job = Job(prepared.eager, prepared.eager.tensors, prepared.envelope, dims, stage.opset, place)
         for rung, export in rungs:
@@ -128,7 +128,7 @@ def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Conve
                     _release()
                 with work.timed("onnxruntime"):
                     trial = try_out(target, cases.cases, cases.layout, stage.gates, few=cases.few)
-                    _release()
+                    _trim()
                 with work.timed("judging"):
                     made = _Made(rung, written, trial, trial.checks())
             except NothingSuggested:
@@ -156,9 +156,24 @@ def _kind(made: _Made) -> str:
     return "frozen dimension" if made.trial.working else "graph that onnxruntime refuses"
 
 
+@contextlib.contextmanager
+def _settled_objects() -> Iterator[None]:
+    """Spare the garbage collector the million objects of torch and transformers, which stay anyway."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _release() -> None:
-    """Give memory back: exporters leave cycles that hold weights, and malloc keeps what sessions have freed."""
+    """Give memory back: exporters leave cycles that hold weights."""
     gc.collect()
+    _trim()
+
+
+def _trim() -> None:
+    """Give back what malloc keeps after sessions have freed it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

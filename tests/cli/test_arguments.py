@@ -62,7 +62,9 @@ def test_no_command_line_ends_in_a_traceback_or_in_exit_1(words: list[str]) -> N
     [
         (["quantise", "a", "b"], 2, "unknown command", "quantize"),
         (["quantize", "a"], 2, "Missing argument", "--help"),
-        (["quantize", "a", "b", "--metod", "static"], 2, "--metod", "--help"),
+        (["quantize", "a", "b", "--metod", "static"], 2, "no such option: --metod", "did you mean --method?"),
+        (["convert", "a", "b", "--opsett", "18"], 2, "no such option: --opsett", "did you mean --opset?"),
+        (["convert", "a", "b", "--frob"], 2, "no such option: --frob", "--help"),
         (["quantize", "a", "b", "--method", "statick"], 2, "statick", "static"),
         (["quantize", "no-such", "b"], 2, "no such artifact", ""),
         (["quantize", "a", "b", "--method", "static", "--bits", "4"], 2, "--bits needs --method weights", "--method"),

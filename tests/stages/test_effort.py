@@ -38,8 +38,8 @@ def test_operations_are_counted(module, shape, operations):
 
 def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads(monkeypatch):
     monkeypatch.setattr(_effort.machine, "usable_cpus", lambda: 4)
-    cheap, large, huge = Effort(8e9), Effort(25e9), Effort(500e9)
-    assert [effort.rows(None) for effort in (Effort(), cheap, large, huge)] == [32, 32, 22, 16]
+    cheap, large, huge = Effort(4e9), Effort(7e9), Effort(500e9)
+    assert [effort.rows(None) for effort in (Effort(), cheap, large, huge)] == [32, 32, 20, 16]
     assert huge.rows(32) == 32 and cheap.rows(5) == 5
     assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap)] == [1, 1, 4]
 
@@ -60,10 +60,11 @@ class Recorded(nn.Module):
     ("results", "asked", "kept", "differing"),
     [
         ([0, 0], [1, 4], 4, None),
-        ([0, 1, 0, 0], [1, 4, 1, 1], 1, None),
+        ([0, 1, 0], [1, 4, 1], 1, None),
+        ([0, 1, 2, 2], [1, 4, 1, 1], 1, None),
         ([0, 1, 2, 3], [1, 4, 1, 1], 1, "output"),
     ],
-    ids=["same", "otherwise on threads", "random"],
+    ids=["same", "otherwise on threads", "otherwise when counted", "random"],
 )
 def test_threads_are_used_where_they_give_the_same(results, asked, kept, differing):
     module = Recorded(results)
