@@ -120,7 +120,7 @@ def examine(network: Network) -> Anatomy:
         axes,
         class_of,
         owner_of,
-        tuple(_grouped(axes, class_of, owner_of, free)),
+        tuple(_grouped(network, axes, class_of, owner_of, free)),
         tuple(_skipped(seed_axes, class_of, why, interface)),
         tuple(seed_axes),
     )
@@ -144,7 +144,7 @@ def _seeds(network: Network) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _grouped(
-    axes: Axes, class_of: NDArray[np.int64], owner_of: NDArray[np.int64], free: NDArray[np.bool_]
+    network: Network, axes: Axes, class_of: NDArray[np.int64], owner_of: NDArray[np.int64], free: NDArray[np.bool_]
 ) -> Iterator[Group]:
     """Free classes with the same footprint: the axes that each of them touches, and how often."""
     import numpy as np
@@ -169,18 +169,25 @@ def _grouped(
             if axis.role == "out" and axis.place.use is not None
         }
         if makers:
+            heads = any(_attends(network, axis) for axis, _ in touched)
             width = math.gcd(*makers.values())
-            heads = width > 1 and any(_attends(axis) for axis, _ in touched)
+            if heads and width == 1:  # a table of biases has one entry for a head
+                width = max(makers.values())
             yield Group(np.array(classes), tuple(makers), width, heads)
 
 
-def _attends(axis: Axis) -> bool:
-    """Whether an axis goes into the product of two activations, as queries and keys do."""
+def _attends(network: Network, axis: Axis) -> bool:
+    """Whether an axis counts products of two activations, as heads count those of queries and keys."""
     if axis.place.use is not None:
         return False
+    before_last = axis.place.axis < len(network.shape(axis.place.value) or ()) - 2
     return any(
         use.node.op_type in _ATTENTION
-        or (use.node.op_type == "MatMul" and all(value.const_value is None for value in use.node.inputs if value))
+        or (
+            before_last
+            and use.node.op_type == "MatMul"
+            and all(value.const_value is None for value in use.node.inputs if value is not None)
+        )
         for use in axis.place.value.uses()
     )
 

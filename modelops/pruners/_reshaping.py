@@ -92,13 +92,29 @@ def _choice(at: Visit, axes: list[int], arrived: bool) -> int:
     """Which of several axes carries the channels: the one that was first reached, else the outermost.
 
     Splitting a width into heads, the outermost axis counts heads. Where the same axes are only swapped and merged
-    again, channels are shuffled between groups; then the inner one, since removing whole groups is crude.
+    again, channels are shuffled between groups; then the inner one, since removing whole groups is crude, unless a
+    grouped convolution ties each of these groups together already.
     """
     key = (at.node, tuple(axes))
     if key not in at.choices:
         shuffles = any(use.node.op_type == "Transpose" and _merges(use.node) for use in at.node.outputs[0].uses())
+        shuffles = shuffles and _groups_before(at.node) != at.shape(Y)[axes[0]]
         at.choices[key] = at.axis if arrived and at.axis in axes else axes[-1] if shuffles else axes[0]
     return at.choices[key]
+
+
+def _groups_before(node: ir.Node) -> int:
+    """The groups of the convolution that the channels come from, by way of what treats each by itself; else 1."""
+    for _ in range(4):
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if producer is None:
+            break
+        if producer.op_type == "Conv":
+            return int(producer.attributes.get_int("group", 1))
+        if len(producer.inputs) > 1 and producer.op_type != "BatchNormalization":
+            break
+        node = producer
+    return 1
 
 
 def _merges(transpose: ir.Node) -> bool:

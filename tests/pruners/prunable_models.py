@@ -174,6 +174,14 @@ def shuffled() -> onnx.ModelProto:
     return b.model(b.head(b.conv(x, 16, 8), 8))
 
 
+def grouped_shuffle() -> onnx.ModelProto:
+    """Channels of a grouped convolution, shuffled: its groups can go, nothing less."""
+    b = Build()
+    x = b.node("Relu", b.conv(b.conv(b.input("batch", 3, 4, 4), 3, 16), 16, 16, group=4))
+    x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, 4, 4, 4, 4]))), perm=[0, 2, 1, 3, 4])
+    return b.model(b.head(b.node("Reshape", x, b.const(np.array([0, 16, 4, 4]))), 16))
+
+
 def u_net() -> onnx.ModelProto:
     b = Build()
     skip = b.node("Relu", b.conv(b.input("batch", 3, 8, 8), 3, 16))
@@ -261,6 +269,7 @@ FOLLOWED: dict[str, Callable[[], onnx.ModelProto]] = {
         computed_flatten,
         squeeze_and_excite,
         shuffled,
+        grouped_shuffle,
         u_net,
         group_norm,
         shared_filter,
