@@ -193,7 +193,7 @@ class Bench(Stage):
         evidence = Evidence.read(source.path)
         try:
             report = evidence.report()
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputRefused(f"{source.path} holds records that bench did not write: {error!r}") from error
         evidence.write(draft.path)
         return replace(report, details={**report.details, "measured": dict(source.manifest.measured)})
@@ -239,7 +239,7 @@ class Bench(Stage):
             return load(self.baseline)
         try:
             return Evidence.read(Artifact.open(self.baseline).path).summary()
-        except (KeyError, StopIteration, TypeError, ValueError) as error:
+        except (LookupError, StopIteration, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputRefused(f"{self.baseline} holds records that bench did not write: {error!r}") from error
 
     def _saved(self, evidence: Evidence, report: Report) -> list[str]:
