@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -68,6 +67,7 @@ class Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--columns", nargs="*", choices=[*BARE, *OWN], help="make and judge these alone")
     parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing new after this long")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for the timing of one setting")
     parser.add_argument("--again", action="store_true", help="time again what has been timed")
@@ -91,10 +91,11 @@ def steps(name: str, given: argparse.Namespace) -> Iterator[Callable[[], None]]:
         yield lambda: convert(subject.source, place)
     if not (place / "evaluation.npz").is_file():
         yield lambda: subject.data(place)
-    for column in subject.columns:
+    columns = [column for column in subject.columns if column in (given.columns or subject.columns)]
+    for column in columns:
         if not known(name, "made", column):
             yield lambda column=column: make(name, column, place)
-    for column in subject.columns:
+    for column in columns:
         if (made := known(name, "made", column)) and made["model"] and not known(name, "judged", column):
             yield lambda column=column: judge(name, column, place)
     for batch, threads in () if given.no_timing else subject.settings:
@@ -106,16 +107,16 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.is_file() else []
 
 
-def known(model: str, kind: str, column: str) -> dict[str, Any] | None:
+def known(subject: str, kind: str, column: str) -> dict[str, Any] | None:
     """The latest record of that kind; None where there is none."""
-    fitting = [row for row in records() if (row["model_name"], row["kind"], row["column"]) == (model, kind, column)]
+    fitting = [row for row in records() if (row["subject"], row["kind"], row["column"]) == (subject, kind, column)]
     return fitting[-1] if fitting else None
 
 
-def note(model: str, kind: str, column: str, **facts: Any) -> None:
+def note(subject: str, kind: str, column: str, **facts: Any) -> None:
     with open(RECORDS, "a") as file:
-        file.write(json.dumps({"model_name": model, "kind": kind, "column": column, **facts}) + "\n")
-    print(f"{model}: {kind} {column} {facts.get('seconds', 0):.1f} s", flush=True)
+        file.write(json.dumps({"subject": subject, "kind": kind, "column": column, **facts}) + "\n")
+    print(f"{subject}: {kind} {column} {facts.get('seconds', 0):.1f} s", flush=True)
 
 
 def convert(source: str, place: Path) -> None:
@@ -145,14 +146,14 @@ def make(name: str, column: str, place: Path) -> None:
         words = [str(python), str(script), function, str(source), str(target), str(feeds)]
     started = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    seconds = time.monotonic() - started
     if done.returncode or not target.is_file():
         reason = (done.stderr.strip().splitlines() or ["no file"])[-1][:300]
         note(name, "made", column, model="", reason=reason, seconds=seconds)
         return
     size = sum(file.stat().st_size for file in target.parent.glob("model.onnx*"))
     chosen = (target.parent / "chosen.json").read_text() if (target.parent / "chosen.json").is_file() else ""
-    note(name, "made", column, model=str(target), bytes=size, seconds=seconds, most_peak=peak, chosen=chosen)
+    note(name, "made", column, model=str(target), bytes=size, seconds=seconds, chosen=chosen)
 
 
 def make_own(name: str, column: str) -> None:

@@ -20,6 +20,8 @@ from modelops.quantizers._targets import TargetName
 
 # Weights in blocks pay where a product waits for memory, which small matrices do not: they stay in the CPU's caches.
 _LARGE_WEIGHTS = 64 << 20
+# Signal over noise, in dB, to be kept by leaving nodes in float.
+_KEPT = (20.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Auto(Quantizer):
         if facts.has_data:
             yield self._static("static, best ranges", ranges="auto")
             yield self._static("static, widest ranges", ranges="minmax", unless=("static, best ranges",))
+            yield from self._kept("static", "static, best ranges", ranges="auto")
         if facts.products > 1 or not facts.has_data:
             yield self._dynamic("dynamic")
 
@@ -116,6 +119,7 @@ class Auto(Quantizer):
                 yield Candidate("float, fused", None)
             if facts.has_data:
                 yield self._static("static, best ranges", ranges="auto")
+                yield from self._kept("dynamic", "dynamic")
             if facts.attention:
                 yield self._dynamic("dynamic, not fused", unless=("dynamic",), fuse=False)
             if facts.weight_bytes >= _LARGE_WEIGHTS:
@@ -126,6 +130,17 @@ class Auto(Quantizer):
 
     def _dynamic(self, name: str, unless: tuple[str, ...] = (), **options: Any) -> Candidate:
         return Candidate(name, self._made("dynamic", target=self.target, **options), unless)
+
+    def _kept(self, method: str, base: str, **options: Any) -> Iterator[Candidate]:
+        """What to try where ``base`` is not accurate enough: the nodes that cost most stay in float."""
+        unless: tuple[str, ...] = (base,)
+        for least in _KEPT:
+            name = f"{base}, float where {least:g} dB need it"
+            made = self._made(
+                method, target=self.target, least_sqnr=least, search_time=max(1.0, self.budget / 5), **options
+            )
+            yield Candidate(name, made, unless)
+            unless = (*unless, name)
 
     def _made(self, name: str, **options: Any) -> Quantizer:
         return REGISTRY.ready(name).parse({"exclude": self.exclude, **options})

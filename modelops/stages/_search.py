@@ -133,6 +133,9 @@ class Search:
         for tried in self.tried:
             if tried.attempt.name in candidate.unless and tried.attempt.verdict == "pass":
                 return f"{tried.attempt.name} is accurate enough, and this is not faster"
+            least = float(getattr(candidate.method, "least_sqnr", 0.0))
+            if tried.attempt.name in candidate.unless and 0 < least <= tried.attempt.sqnr:
+                return f"{tried.attempt.name} keeps {tried.attempt.sqnr:.0f} dB already"
         spent = time.monotonic() - self._started
         if self.tried and spent + self._longest > self.auto.budget:
             return f"the budget of {self.auto.budget:g} s was spent"

@@ -22,7 +22,7 @@ from modelops.graphs.wrap import wrap
 from modelops.quantizers.auto import Auto, Facts
 from modelops.quantizers.dynamic import Dynamic
 from modelops.stages import _reasons, _search, quantize
-from modelops.stages._attempts import Attempt
+from modelops.stages._attempts import Attempt, Attempts
 from modelops.stages._search import Search, Tried
 from modelops.stages.quantize import Pace, Quantize
 
@@ -145,7 +145,9 @@ def test_auto_publishes_what_is_best_and_lists_the_rest(
     looked(monkeypatch, {"dynamic": 1.3, "static, best ranges": 1.9})
     report, model = ran(Quantize(data=data), net, tmp_path)
     assert report.exit_code == 0 and report.details["method"] == "static"
-    assert [row["name"] for row in report.details["candidates"]] == ["dynamic", "static, best ranges"]
+    outcomes = {row["name"]: row["outcome"] for row in report.details["candidates"]}
+    assert outcomes.pop("dynamic") == "slower" and outcomes.pop("static, best ranges") == "best"
+    assert set(outcomes.values()) == {"not tried"}
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(model).graph.node)
     json.dumps(report.to_dict())
 
@@ -211,7 +213,7 @@ def test_a_foreign_target_is_chosen_for_by_accuracy_alone(
     seen = looked(monkeypatch, {"dynamic": 0.3, "static, best ranges": 0.9})
     report, _ = ran(Quantize(method=Auto(target="arm"), data=data), net, tmp_path)
     assert report.exit_code == 0 and seen == [] and report.details["candidate"] == "dynamic"
-    assert all(row["speedup"] is None for row in report.details["candidates"])
+    assert all(row.get("speedup") is None for row in report.details["candidates"])
 
 
 def test_a_candidate_that_crashes_its_tool_is_one_row(
@@ -306,6 +308,25 @@ def test_reasons_come_from_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _reasons.of_quantized(converting) == [
         "2 conversions between integers and floats take 50% of the int8 model's time"
     ]
+
+
+def test_where_plain_int8_loses_too_much_costly_nodes_stay_float(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = "dynamic, float where 30 dB need it"
+    looked(monkeypatch, {wanted: 1.2})
+
+    def judge(self: Any, attempt: Attempt, candidates: int = 1) -> None:
+        verdict = "pass" if attempt.name == wanted else "fail"
+        attempt.checks.append(Check("y.sqnr", verdict, "told"))  # type: ignore[arg-type]
+        attempt.metrics.append(Metric("sqnr", 25.0, "dB"))
+
+    monkeypatch.setattr(Attempts, "judge", judge)
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.details["candidate"] == wanted
+    rows = {row["name"]: row for row in report.details["candidates"]}
+    assert rows["dynamic"]["outcome"] == "not accurate enough"
+    assert rows["dynamic, float where 20 dB need it"]["reason"] == "dynamic keeps 25 dB already"
 
 
 def test_a_cache_that_is_gone_only_costs_time(net: Artifact, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
