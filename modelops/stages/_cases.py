@@ -63,6 +63,8 @@ def observe(prepared: Prepared, *, rows: int | None, seed: int) -> Cases:
     if layout.unbatched:
         cases = watcher.sample(count, whole=True)
     kept, stored, notes = trimmed([*cases, *corners])
+    if prepared.samples is not None:
+        notes.append(f"the first {len(prepared.samples.first(count))} samples of --data are in reference.npz")
     if few:
         notes.append(f"an expensive model: it was checked on {count} rows beside the corners, not on {ROWS_WANTED}")
     return Cases(kept, watcher.envelope, layout, stored, watcher.refused, watcher.notes + notes, few=few)
@@ -88,6 +90,7 @@ class _Watcher:
         sizes = [dict(self.envelope.traced)] * count if whole else row_sizes(self.envelope, arrays, count)
         samples, batch = self.prepared.samples, self.envelope.batch
         if samples is not None:
+            samples = samples.first(count)
             given = self._given(list(samples.feeds(1 if whole or batch is None else sizes[0][batch])))
             left = count - len(samples)
             rest = [] if left <= 0 else sizes[:left] if whole else row_sizes(self.envelope, arrays, left)

@@ -85,7 +85,6 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Repor
     with work.timed("running the source"):
         prepared = prepare(loaded, stage, given)
     if prepared.samples is not None:
-        work.notes += [f"the first {len(prepared.samples)} samples of --data are in reference.npz"]
         work.notes += prepared.samples.notes
     with work.timed("running the source"):
         cases = observe(prepared, rows=stage.rows, seed=stage.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.found)
+
+    def first(self, count: int) -> Samples:
+        """The first so many of them."""
+        return replace(self, found=self.found[:count])
 
     def feeds(self, most: int) -> Iterator[Feed]:
         """Feeds of ``most`` samples or fewer: only such as can share a batch."""
