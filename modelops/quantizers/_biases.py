@@ -66,6 +66,8 @@ def _heads(split: ir.Node, size: int) -> tuple[ir.Node, int, int] | None:
     readers = [list(output.uses()) for output in split.outputs]
     if len(readers) != 3 or any(len(uses) != 1 for uses in readers):
         return None
+    if "axis" not in split.attributes or split.attributes["axis"].as_int() != -1:
+        return None
     nodes = [(uses[0].node, uses[0].idx) for uses in readers]
     attention = nodes[0][0]
     if attention.op_type != "MultiHeadAttention" or [(id(n), i) for n, i in nodes] != [

@@ -177,6 +177,8 @@ def _values_of(attention: ir.Node) -> tuple[ir.Node, int] | None:
         source = producer.inputs[0]
         if sizes is None or sizes.const_value is None or source is None or len(list(source.uses())) != 1:
             return None
+        if "axis" not in producer.attributes or producer.attributes["axis"].as_int() != -1:
+            return None
         position = next(index for index, output in enumerate(producer.outputs) if output is value)
         start = int(sizes.const_value.numpy()[:position].sum())
         found = source.producer()

@@ -118,8 +118,10 @@ def search(site: Site, capture: Capture, scheme: Scheme, improve: Improve) -> Fo
     judge = _Judge(capture, weights, scheme)
     first = judge.error(ones, nearest(weights, scheme))
     best = Found(first, first)
-    if improve.migrate:
-        best = _migrated(best, judge, weights, _WORTH[place_of(site.value, [p.node for p in site.products])])
+    place = place_of(site.value, [product.node for product in site.products])
+    # With one scale for a whole matrix, columns that are scaled would no longer fit the grid that they share.
+    if improve.migrate and (scheme.per_channel or place != "values"):
+        best = _migrated(best, judge, weights, _WORTH[place])
     if improve.outliers and best.after > _GOOD_ENOUGH:
         best = _apart(best, judge, weights, _NEAR if improve.migrate else (0.0,))
     factors = ones if best.factors is None else best.factors

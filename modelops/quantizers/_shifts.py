@@ -7,11 +7,12 @@ those that were held out (Nagel et al. 2019, *Data-free quantization*, here with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelops.core.progress import tracked
+from modelops.quantizers._calibration import Feeds
 from modelops.quantizers._captures import HELD_OUT
 from modelops.quantizers._histograms import Range
 from modelops.quantizers._memory import Memory
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # ReduceMean takes its axes as an input since this opset.
 _AXES_AS_INPUT = 18
+# Each row of an image has many pixels to take the mean of.
+_ROWS = 64
 # A correction has to save this share of a node's error.
 _WORTH = 0.01
 
@@ -81,7 +84,7 @@ def correct(
     save(_beside(model, nodes, ranges, scheme), place)
     seen = [_Seen() for _ in nodes]
     with runs.session(place, optimization="basic", trusted=True) as session:
-        for count, feed in enumerate(tracked("measuring biases", memory.feeds())):
+        for count, feed in enumerate(tracked("measuring biases", _some(memory.feeds))):
             values = list(runs.run(session, feed).values())
             for number, one in enumerate(seen):
                 part = one.held_out if count % HELD_OUT == HELD_OUT - 1 else one.fitting
@@ -95,6 +98,16 @@ def correct(
         line = {"nodes": [node.name], "bias_corrected": shift is not None}
         table.append({**line, "before_db": decibels(before), "after_db": decibels(after)})
     return table
+
+
+def _some(feeds: Feeds) -> Iterator[Mapping[str, Any]]:
+    """As many batches as a mean over channels needs."""
+    rows = 0
+    for count, feed in enumerate(feeds()):
+        if rows >= _ROWS and count >= HELD_OUT:
+            return
+        rows += len(next((array for array in feed.values() if array.ndim), [None]))
+        yield feed
 
 
 def _beside(

@@ -131,3 +131,14 @@ def test_a_constant_and_nothing_have_a_range() -> None:
         for rule in ("minmax", "percentile", "mse", "entropy", "auto"):
             low, high = best(counted(values), rule, 99.99)  # type: ignore[arg-type]
             assert low <= values[0] * 0.99 <= high or values[0] == 0
+
+
+def test_average_is_the_mean_of_the_extremes_of_batches() -> None:
+    from modelops.quantizers._calibration import Extent
+
+    values = np.random.default_rng(2).standard_t(3, size=(20, 500))
+    extent = Extent()
+    for batch in values:
+        extent.add(float(batch.min()), float(batch.max()), batch.size)
+    assert np.allclose(extent.average, (values.min(axis=1).mean(), values.max(axis=1).mean()))
+    assert (extent.low, extent.high, extent.elements, extent.runs) == (values.min(), values.max(), 500, 20)
