@@ -304,7 +304,7 @@ def chain(figures: Figures) -> None:
         np.savez(FOLDER / "digits32-held.npz", image=held, labels=wanted)
         recipe = FOLDER / "chain.toml"
         recipe.write_text(RECIPE.format(root=ROOT, folder=FOLDER))
-        document = modelops("run", recipe, "--out", FOLDER / "chain", "--advisory", "--memory-limit", "8g")
+        document = modelops("run", recipe, "--out", FOLDER / "chain", "--memory-limit", "8g")
         steps = {step["command"]: summary(step) for step in document["steps"]}
         models = {path.name: path / "model.onnx" for path in sorted((FOLDER / "chain").glob("0?-*"))}
         return {"steps": steps, "speed": timed(models, {"image": held[:1]}, figures)}
@@ -332,7 +332,6 @@ def cost(figures: Figures) -> None:
                         "--speed-budget",
                         "0",
                         "--force",
-                        "--advisory",
                         "--memory-limit",
                         "12g",
                         "--time-limit",
