@@ -152,6 +152,7 @@ def test_a_sentence_model_gives_one_normalised_vector(sentences):
         "-> sentence_embedding:float32[batch,16]"
     )
     assert "sentence embedding by mean pooling, normalised" in sentences.report.notes
+    assert any(note.startswith("attention is computed in its plain form (eager)") for note in sentences.report.notes)
     assert {path.name for path in sentences.path.iterdir()} >= {"config.json", "tokenizer.json"}
     rows = reference.read(sentences.path / "reference.npz")[0]
     np.testing.assert_allclose(np.linalg.norm(rows.outputs["sentence_embedding"], axis=1), 1, rtol=1e-5)
