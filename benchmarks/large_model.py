@@ -2,9 +2,10 @@
 
     python benchmarks/large_model.py [--gigabytes 2.5] [--keep DIR]
 
-The model is a chain of layers with random weights and external data, written below $TMPDIR (which needs three times
-its size). Memory is the resident size of all processes together, the page cache that they map included. The exit code
-is 1 when a command fails, when the peak is more than three times the model, or when a weight lies in the .onnx file.
+The model is a chain of layers with random weights and external data, written below $TMPDIR (which needs six times its
+size). The last validation is against a copy with one changed weight, and has to name the node that reads it. Memory is
+the resident size of all processes together, the page cache that they map included. The exit code is 1 when a command
+fails, when the peak is more than three times the model, or when a weight lies in the .onnx file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -60,23 +62,42 @@ def write_model(path: Path, gigabytes: float) -> int:
     return path.stat().st_size + count * layer
 
 
+def write_changed(source: Path, target: Path) -> str:
+    """A copy of the model whose middle layer has one weight changed; gives the name of what that layer makes."""
+    target.mkdir()
+    shutil.copyfile(source / "large.onnx", target / "large.onnx")
+    shutil.copyfile(source / "weights.bin", target / "weights.bin")
+    layer = WIDTH * WIDTH * 4
+    number = (source / "weights.bin").stat().st_size // layer // 2
+    with (target / "weights.bin").open("r+b") as file:
+        file.seek(number * layer + 4 * WIDTH)
+        file.write(np.full(WIDTH, 0.5, np.float32).tobytes())
+    return f"h{number}"
+
+
 def measure(folder: Path, gigabytes: float) -> dict[str, object]:
     """Write the model into ``folder``, run the commands on it, and give what they took and what was found wrong."""
     source = folder / "source"
     source.mkdir()
     size = write_model(source / "large.onnx", gigabytes)
     steps, problems = [], []
+    wrong = write_changed(source, folder / "changed")
     for words in (
         ["convert", "source/large.onnx", "made"],
         ["inspect", "made"],
         ["inspect", "made", "--verify"],
         ["validate", "made", "evidence"],
+        ["validate", "made", "blamed", "--against", "changed/large.onnx"],
     ):
         seen = watch(words, folder, longest=3600)
         ratio = seen.peak_bytes / size
         steps.append({"command": " ".join(words), "seconds": seen.seconds, "peak_bytes": seen.peak_bytes})
         print(f"{steps[-1]['command']:<36} {seen.seconds:7.1f} s  {seen.peak_bytes / 2**30:5.2f} GiB  {ratio:.2f}x")
-        if seen.code != 0:
+        if "--against" in words:
+            located = json.loads((folder / "blamed" / "measurements.json").read_text())["located"]
+            if seen.code != 1 or located["suspects"][0]["output"] != wrong:
+                problems.append(f"validate ends with {seen.code} and blames {located}, not {wrong}")
+        elif seen.code != 0:
             problems.append(f"{words[0]} ends with {seen.code}: {seen.output[-500:]}")
             break
         if ratio > MOST:

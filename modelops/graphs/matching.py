@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 ENOUGH: Final = 0.5
 _LEAST_ELEMENTS: Final = 8  # smaller values are too alike to be told apart by what they hold
 _SAME: Final = 1e-3  # noise over signal of values that are taken for the same
+#: What onnxruntime's quantizer adds to the names of values.
+_DEQUANTIZED: Final = "_DequantizeLinear_Output"
+_BEFORE: Final = "_QuantizeLinear_Input"
+_FUSED: Final = ("Relu", "Clip")
 _ALIKE: Final = 0.15  # … and of two of which one is quantized
 
 
@@ -42,7 +46,7 @@ def without_fused(candidate: Pieces, reference: Pieces, pairs: Mapping[str, str]
         if node.op != "QuantizeLinear" or node.inputs[0] not in found:
             continue
         one, other = _maker(candidate, node.inputs[0]), _maker(reference, found[node.inputs[0]])
-        if one is not None and other is not None and other.op in ("Relu", "Clip") and one.op != other.op:
+        if one is not None and other is not None and other.op in _FUSED and one.op != other.op:
             del found[node.inputs[0]]
     return found
 
@@ -66,6 +70,34 @@ def with_quantized(candidate: Pieces, pairs: Mapping[str, str]) -> dict[str, str
         elif end in found and start in candidate.producer:
             found[start] = found[end]
     return found
+
+
+def quantized_weights(candidate: Pieces, reference: Pieces, pairs: Mapping[str, str]) -> dict[str, str]:
+    """Dequantized weight of the candidate → weight of the reference, where the same operator reads them for one value.
+
+    A Relu or Clip that went into the range of what is quantized may stand in between; an operator into which a
+    normalisation was folded reads another weight, and is left out.
+    """
+    found = {}
+    for node in candidate.nodes:
+        if node.op != "DequantizeLinear" or any(name not in candidate.weights for name in node.inputs):
+            continue
+        output = node.outputs[0]
+        weight = output.removesuffix(_DEQUANTIZED)
+        if weight not in reference.weights or output in pairs:
+            continue
+        readers = [candidate.nodes[index] for index in candidate.readers[output]]
+        if readers and all(_reads_alike(reader, weight, reference) for reader in readers):
+            found[output] = weight
+    return found
+
+
+def _reads_alike(reader: Node, weight: str, reference: Pieces) -> bool:
+    """Whether the node of the reference that makes the same value reads this weight, with the same operator."""
+    other = _maker(reference, reader.outputs[0].removesuffix(_BEFORE))
+    if other is not None and other.op != reader.op and other.op in _FUSED:
+        other = _maker(reference, other.inputs[0])
+    return other is not None and other.op == reader.op and weight in other.inputs
 
 
 def share_matched(candidate: Pieces, pairs: Mapping[str, str]) -> float:

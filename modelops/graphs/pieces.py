@@ -56,19 +56,15 @@ class Pieces:
             for name in node.inputs:
                 self.readers[name].append(node.index)
 
-    def attributes(self, index: int) -> Sequence[onnx.AttributeProto]:
-        """The attributes of a node."""
-        found: Sequence[onnx.AttributeProto] = self._lean.proto.graph.node[index].attribute
-        return found
-
-    def weight(self, name: str) -> onnx.TensorProto:
-        """A dense weight with its elements in it."""
+    def weight(self, name: str) -> Any:
+        """The elements of a dense weight."""
         import onnx
+        from onnx import numpy_helper
 
         tensor = onnx.TensorProto()
         tensor.CopyFrom(self._tensors[name])
         self._inline(tensor)
-        return tensor
+        return numpy_helper.to_array(tensor)
 
     def weight_bytes(self, nodes: Iterable[int]) -> int:
         """The size of the weights that these nodes read."""
@@ -179,6 +175,9 @@ class Pieces:
         model = self._empty()
         flags = {name: f"::replace{number}" for number, name in enumerate(names)}
         others = {name: f"::other{number}" for number, name in enumerate(names)}
+        for name in names:
+            if name in self.weights:
+                model.graph.node.append(helper.make_node("Where", [flags[name], others[name], name + MADE], [name]))
         for index, proto in enumerate(self._lean.proto.graph.node):
             node = model.graph.node.add()
             node.CopyFrom(proto)
@@ -187,6 +186,8 @@ class Pieces:
                     node.output[place] = name + MADE
                     model.graph.node.append(helper.make_node("Where", [flags[name], others[name], name + MADE], [name]))
         self._add_weights(model, dict.fromkeys(self.weights))
+        for tensor in model.graph.initializer:
+            tensor.name += MADE if tensor.name in flags else ""
         for name in self.inputs:
             kind = helper.np_dtype_to_tensor_dtype(feed[name].dtype)
             model.graph.input.append(helper.make_tensor_value_info(name, kind, feed[name].shape))
@@ -298,8 +299,3 @@ def _captured(body: onnx.GraphProto) -> set[str]:
 def _bytes(value: Any) -> int:
     size = getattr(value, "nbytes", None)
     return size if isinstance(size, int) else sum(math.prod(part.shape) * 8 for part in value if hasattr(part, "shape"))
-
-
-def node_of(pieces: Pieces, tensor: str) -> Node:
-    """The node that makes a value."""
-    return pieces.nodes[pieces.producer[tensor]]

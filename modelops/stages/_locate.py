@@ -23,7 +23,7 @@ from modelops.errors import ModelOpsError
 from modelops.graphs import matching
 from modelops.graphs.lean import opened
 from modelops.graphs.matching import noise
-from modelops.graphs.pieces import MADE, Pieces
+from modelops.graphs.pieces import Pieces
 
 _SHORTLIST = 8
 _BAND_BYTES = 128 << 20
@@ -192,6 +192,10 @@ class Locator:
                 if name in pairs and pairs[name] in self._values:
                     self._cumulative[name] = noise(self._values[pairs[name]], own[name])
             self._notes.append("names tell too little: values were matched by what they hold, and by operators")
+        for c, r in matching.quantized_weights(self.candidate, self.reference, pairs).items():
+            pairs[c] = r
+            if r not in self._values:
+                self._values.put(r, self.reference.weight(r))
         self.pairs = {c: r for c, r in pairs.items() if r in self._values and self._same_kind(c, r)}
         errors = self._isolated()
         suspects = self._ranked(errors)
@@ -341,7 +345,8 @@ class Locator:
         if reference.weight_bytes(range(len(reference.nodes))) > _OVERRIDABLE_BYTES:
             self._notes.append("the reference is too large to see what each node does to its outputs")
             return suspects
-        names = list(dict.fromkeys(s.reference for s in suspects if s.reference in reference.producer))
+        replaceable = {*reference.producer, *reference.weights}
+        names = list(dict.fromkeys(s.reference for s in suspects if s.reference in replaceable))
         dtypes = {name: self._values[name].dtype for name in names}
         try:
             model = reference.overridden(names, self._before, dtypes)
@@ -393,6 +398,3 @@ def _db(error: float) -> str:
     if error == 0:
         return "no difference"
     return f"{-20 * math.log10(error):.3g} dB" if math.isfinite(error) else "no comparable values"
-
-
-__all__ = ["MADE", "Located", "Locator", "Suspect", "sqnr"]
