@@ -90,6 +90,7 @@ _HEADS = re.compile(r"(num_heads|num_attention_heads|heads)$")
 # Other ways to shrink, for what the first one breaks.
 _VARIANTS: tuple[dict[str, Any], ...] = (
     {},
+    {"pairs": 4},  # as many keys as queries, which latent attention needs
     {"wide": 2},
     {"lists": False},
     {"kept": r"image_size|input_size|mel|feature_size|window|chunk_size|position|block_size|source_positions"},
@@ -157,6 +158,9 @@ def _shrunk(cls: Any, variant: Mapping[str, Any], given: Mapping[str, Any] | Non
     inner = getattr(default, "sub_configs", None) or {}
     for field in dataclasses.fields(cls):
         value = getattr(default, field.name, None)
+        if getattr(value, "model_type", "") == "timm_backbone":
+            changes[field.name] = _backbone(len(getattr(value, "out_indices", None) or [4]))
+            continue
         if field.name in inner and value is not None and dataclasses.is_dataclass(value):
             changes[field.name] = _shrunk(type(value), variant, _essentials(cls, field.name))
             continue
@@ -169,6 +173,19 @@ def _shrunk(cls: Any, variant: Mapping[str, Any], given: Mapping[str, Any] | Non
     if "mrope_section" in (getattr(cls, "ignore_keys_at_rope_validation", None) or ()):
         changes["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     return cls(**{**(given or {}), **changes})
+
+
+def _backbone(stages: int) -> Any:
+    """A small backbone of transformers itself, in place of one that needs timm."""
+    from transformers import ResNetConfig
+
+    return ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 32, 64],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=[f"stage{number}" for number in range(5 - min(stages, 4), 5)],
+    )
 
 
 def _essentials(cls: Any, key: str) -> dict[str, Any]:
@@ -194,6 +211,8 @@ def _clamped(name: str, value: Any, variant: Mapping[str, Any], ids: Iterator[in
         most = next((most for pattern, most in _CLAMPS if re.search(pattern, name)), None)
         if most is None:
             return value
+        if "kv_heads" in name or "key_value_heads" in name:
+            return min(value, variant.get("pairs", most))
         return min(value, most * (variant.get("wide", 1) if most == 32 else 1))
     if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
         if not variant.get("lists", True):

@@ -7,6 +7,7 @@ exported program, and translations that torch.onnx lacks. They speak of models o
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -85,8 +86,8 @@ def _without_loops() -> Iterator[None]:
     transformers has another form of it for torch.compile, by an associative scan; for as long as the block runs that
     form is taken, with a scan made of plain operators.
     """
-    from torch._higher_order_ops import associative_scan as places
-
+    # The package gives the function under the name of the module that holds it.
+    places = importlib.import_module("torch._higher_order_ops.associative_scan")
     found = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
     found = [module for module in found if hasattr(module, _SCAN) and hasattr(module, "is_torchdynamo_exporting")]
     with contextlib.ExitStack() as stack:
