@@ -3,7 +3,7 @@
     python benchmarks/convert_attention.py [--models DIR ...] [--budget 60s] [--seconds 3600]
 
 Every model, by default all-MiniLM-L6-v2 (after `python examples/minilm/prepare.py`), is converted with the plain and
-the fused form of attention by both exporters, and `modelops bench` races each against the fused form from dynamo, which is
+the fused form of attention by both exporters. `modelops bench` races each against the fused form from dynamo, which is
 what an export does unless somebody says otherwise: in fresh processes, by turns, with a 95 % interval. Every race is a
 line of results/convert_attention.jsonl, and is not repeated.
 """
@@ -67,10 +67,8 @@ def main() -> int:
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     for row in known:
-        figure = row["speed_up"]
-        print(
-            f"{row['model']:<24}{row['attention']:<7}{row['exporter']:<12}{figure.get('value')} {figure.get('interval')}"
-        )
+        value, interval = row["speedup"].get("value"), row["speedup"].get("interval")
+        print(f"{row['model']:<24}{row['attention']:<7}{row['exporter']:<12}{value} {interval}")
     return 0
 
 

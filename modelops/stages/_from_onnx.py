@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.core.artifact import Draft
 from modelops.core.report import Check, Metric, Report
-from modelops.errors import StageFailed, tool
+from modelops.errors import StageFailed
 from modelops.graphs import reference
 from modelops.graphs.batches import BatchAxis
 from modelops.graphs.describe import signature, summary
-from modelops.graphs.files import load_proto, rewrite
+from modelops.graphs.files import rewrite
 from modelops.graphs.reference import ROWS, Case
 from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
 from modelops.sources import Loaded
@@ -45,7 +45,7 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
         if stage.opset is None or same:
             rewrite(original, target)
         else:
-            _upgrade(original, target, stage.opset, Path(scratch))
+            notes += _upgrade(original, target, stage.opset, Path(scratch))
         if refused is not None or (same and not stage.gates):
             checks = [_runs(cases, refused)]
         else:
@@ -94,16 +94,14 @@ def _runs(cases: list[Case], refused: str | None) -> Check:
     return Check("runs", "pass", f"onnxruntime runs the model at {len(cases)} shapes", n=len(cases))
 
 
-def _upgrade(source: Path, target: Path, opset: int, scratch: Path) -> None:
-    """Write the model with another opset; StageFailed where the converter can't, or does not get there."""
-    import onnx
-    from onnx import version_converter
+def _upgrade(source: Path, target: Path, opset: int, scratch: Path) -> list[str]:
+    """Write the model with another opset; gives remarks. StageFailed where the converter can't, or gets it wrong."""
+    from modelops.stages import _opset
 
-    hint = "leave out --opset, or export the model anew with the opset that you want"
-    with tool("the version converter of onnx", hint=hint):
-        converted = version_converter.convert_version(load_proto(source), opset)
-        onnx.save(converted, scratch / "converted.onnx")
-    rewrite(scratch / "converted.onnx", target)
+    converted = scratch / "converted.onnx"
+    notes = _opset.convert(str(source), str(converted), opset)["notes"]
+    rewrite(converted, target)
+    return list(notes)
 
 
 def _layout(model: Path) -> Layout:
