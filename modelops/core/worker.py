@@ -147,6 +147,8 @@ def child_environment() -> dict[str, str]:
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"modelops-inductor-{os.getuid()}"))
     env["PYTHONHASHSEED"] = "0"
+    # With more threads, numpy's sums come out in another order, and what is fitted with them in other bits.
+    env["OPENBLAS_NUM_THREADS"] = "1"
     return env
 
 
