@@ -22,7 +22,7 @@ _FILES = (".py", ".onnx", ".pt", ".pth", ".pt2", ".pkl", ".joblib", ".skops", ".
 _PLAIN = "eager"
 _KNOWN = (
     "attention is computed in its plain form (eager), known to run faster in onnxruntime than what exporters make of "
-    "the fused one (sdpa): 1.07 times on MiniLM"
+    "the fused one (sdpa): 1.07 times on MiniLM, and 1.12 times with --exporter torchscript"
 )
 
 

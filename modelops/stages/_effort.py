@@ -24,9 +24,13 @@ _WORTH_THREADS = 50e9
 
 @dataclass(frozen=True)
 class Effort:
-    """The multiplications and additions in matrix products and convolutions for one row; 0 where it is not known."""
+    """The multiplications and additions in matrix products and convolutions for one row; 0 where it is not known.
+
+    ``convolutions`` is the share of the latter.
+    """
 
     operations: float = 0.0
+    convolutions: float = 0.0
 
     def rows(self, wanted: int | None) -> int:
         """How many rows to check: as many as were asked for, else 32, or of an expensive model fewer with corners."""
@@ -35,15 +39,20 @@ class Effort:
         return max(LEAST_ROWS, int(_AFFORDABLE / self.operations))
 
     def threads(self, rows: int) -> int:
-        """How many threads pay for that many rows."""
-        return machine.usable_cpus() if self.operations * rows > _WORTH_THREADS else 1
+        """How many threads pay for that many rows; one for convolutions, whose sums depend on the number of threads."""
+        if self.operations * rows <= _WORTH_THREADS or self.convolutions > 0.5:
+            return 1
+        return machine.usable_cpus()
 
 
 class Counter:
     """Counts operations while the block lasts."""
 
     def __init__(self) -> None:
-        self.total = 0.0
+        self.total = self.convolutions = 0.0
+
+    def effort(self, rows: int) -> Effort:
+        return Effort(self.total / max(1, rows), self.convolutions / self.total if self.total else 0.0)
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -54,7 +63,10 @@ class Counter:
         class Mode(TorchDispatchMode):  # type: ignore[misc]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 out = func(*args, **(kwargs or {}))
-                counter.total += operations(func._schema.name.removeprefix("aten::"), args, out)
+                name = func._schema.name.removeprefix("aten::")
+                found = operations(name, args, out)
+                counter.total += found
+                counter.convolutions += found if "convolution" in name else 0.0
                 return out
 
         with Mode():

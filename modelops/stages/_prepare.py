@@ -88,7 +88,7 @@ def _probe(eager: Eager) -> tuple[dict[str, NDArray[Any]], Effort]:
         log.debug("running it without counting: %s", error)
         return eager.probe(feed), Effort()
     rows = next((len(array) for array in feed.values() if array.ndim), 1)
-    return outputs, Effort(counter.total / max(1, rows))
+    return outputs, counter.effort(rows)
 
 
 def _computes_in_float64(module: Any) -> bool:

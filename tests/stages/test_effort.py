@@ -34,6 +34,7 @@ def test_operations_are_counted(module, shape, operations):
     with torch.no_grad(), counter.counting():
         module(torch.randn(shape))
     assert counter.total == operations
+    assert counter.effort(2).convolutions == ("Conv" in type(module).__name__)
 
 
 def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads(monkeypatch):
@@ -41,7 +42,7 @@ def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads(monkeypatc
     cheap, large, huge = Effort(4e9), Effort(7e9), Effort(500e9)
     assert [effort.rows(None) for effort in (Effort(), cheap, large, huge)] == [32, 32, 20, 16]
     assert huge.rows(32) == 32 and cheap.rows(5) == 5
-    assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap)] == [1, 1, 4]
+    assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap, Effort(8e9, 0.9))] == [1, 1, 4, 1]
 
 
 class Recorded(nn.Module):
