@@ -36,7 +36,7 @@ def by_name(candidate: Pieces, reference: Pieces) -> dict[str, str]:
 
 
 def without_fused(candidate: Pieces, reference: Pieces, pairs: Mapping[str, str]) -> dict[str, str]:
-    """The same without values before a QuantizeLinear that does what an operator of the reference did.
+    """The same where a QuantizeLinear does what an operator of the reference did.
 
     A Relu, or Clip, may be gone where zero is the smallest value that can be quantized: the name is then that of the
     Relu's output, and what it holds is the output of what stood before the Relu.
@@ -47,7 +47,10 @@ def without_fused(candidate: Pieces, reference: Pieces, pairs: Mapping[str, str]
             continue
         one, other = _maker(candidate, node.inputs[0]), _maker(reference, found[node.inputs[0]])
         if one is not None and other is not None and other.op in _FUSED and one.op != other.op:
+            before = _maker(reference, other.inputs[0])
             del found[node.inputs[0]]
+            if before is not None and before.op == one.op:
+                found[node.inputs[0]] = other.inputs[0]
     return found
 
 
@@ -98,6 +101,31 @@ def _reads_alike(reader: Node, weight: str, reference: Pieces) -> bool:
     if other is not None and other.op != reader.op and other.op in _FUSED:
         other = _maker(reference, other.inputs[0])
     return other is not None and other.op == reader.op and weight in other.inputs
+
+
+def wrong_half(candidate: Pieces, nodes: list[Node], value: Any, wanted: Any) -> Node | None:
+    """Which of a QuantizeLinear and a DequantizeLinear that disagree is wrong; None where nothing tells.
+
+    It is the one whose scale and zero point, if both had them, would bring ``value`` less near to ``wanted``.
+    """
+    import numpy as np
+
+    parameters = []
+    for node in nodes:
+        if len(node.inputs) != 3 or any(name not in candidate.weights for name in node.inputs[1:]):
+            return None
+        parameters.append([candidate.weight(name) for name in node.inputs[1:]])
+    (scale, zero), (other_scale, other_zero) = parameters
+    if scale.size != 1 or other_scale.size != 1 or zero.dtype.kind not in "iu":
+        return None
+    if scale == other_scale and zero == other_zero:
+        return None
+    info = np.iinfo(zero.dtype)
+    errors = []
+    for s, z in parameters:
+        codes = np.clip(np.rint(value.astype(np.float64) / float(s)) + float(z), info.min, info.max)
+        errors.append(noise(wanted, (codes - float(z)) * float(s)))
+    return nodes[0] if errors[0] > errors[1] else nodes[1]
 
 
 def share_matched(candidate: Pieces, pairs: Mapping[str, str]) -> float:

@@ -75,8 +75,7 @@ class Located:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        step = max(1, math.ceil(len(self.curve) / _CURVE))
-        kept = self.curve[::step]
+        kept = self.curve[:: max(1, math.ceil(len(self.curve) / _CURVE))]
         return {
             "suspects": [suspect.to_dict() for suspect in self.suspects],
             "curve": [{"node": n, "output": o, "sqnr": sqnr(error)} for n, o, error in kept],
@@ -319,25 +318,26 @@ class Locator:
         chosen = [self._suspect(name, *errors[name]) for name in listed[: self._shortlist]]
         if len(chosen) > 1:
             chosen = self._with_effects(chosen)
-        order = self.candidate.producer
         judged = any(suspect.effect is not None for suspect in chosen)
 
         def harm(suspect: Suspect) -> float:
             return suspect.isolated if not judged else suspect.effect or 0.0
 
-        return sorted(chosen, key=lambda s: (-harm(s), -s.isolated, order[s.output]))
+        return sorted(chosen, key=lambda s: (-harm(s), -s.isolated, self.candidate.producer[s.output]))
 
     def _suspect(self, name: str, error: float, problem: str) -> Suspect:
         nodes = [self.candidate.nodes[index] for index in self._segments[name]]
-        made_by = self.reference.producer.get(self.pairs[name])
-        wanted = self.reference.nodes[made_by].op if made_by is not None else ""
+        made_by = self.reference.producer.get(self.pairs[name], -1)
+        wanted = self.reference.nodes[made_by].op if made_by >= 0 else ""
         maker = self.candidate.nodes[self.candidate.producer[name]]
         real = [node for node in nodes if node.op not in _AROUND] or [maker]
         main = maker if maker.op == wanted else next((n for n in nodes if wanted and n.op.startswith(wanted)), real[-1])
         reads = tuple(self._reads([node.index for node in nodes]))
-        names = tuple(node.name for node in nodes)
-        cumulative = self._cumulative.get(name)
-        return Suspect(main.name, main.op, name, self.pairs[name], reads, names, error, None, cumulative, problem)
+        if [node.op for node in nodes] == ["QuantizeLinear", "DequantizeLinear"] and reads:
+            due = self._values[self.pairs[name]]
+            main = matching.wrong_half(self.candidate, nodes, self._fed(reads[0]), due) or main
+        names, off = tuple(node.name for node in nodes), self._cumulative.get(name)
+        return Suspect(main.name, main.op, name, self.pairs[name], reads, names, error, None, off, problem)
 
     def _with_effects(self, suspects: list[Suspect]) -> list[Suspect]:
         """The same, with what each alone does to the reference's outputs."""

@@ -124,6 +124,39 @@ def test_several_wrong_nodes_are_ranked_by_what_they_do_to_the_outputs(tmp_path:
     assert all(suspect.effect is not None for suspect in found.suspects)
 
 
+def quantized(source: Path, target: Path) -> Path:
+    """onnxruntime's own static int8 of a model."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        feeds = [random_feed(signature(source), 32, seed) for seed in range(2)]
+
+        def get_next(self) -> Any:
+            return self.feeds.pop() if self.feeds else None
+
+    quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, reduce_range=True)
+    return target
+
+
+@pytest.mark.parametrize("which", ["QuantizeLinear", "DequantizeLinear", "weight"])
+def test_nodes_of_an_int8_model_are_named_one_by_one(tmp_path: Path, which: str) -> None:
+    good = network(tmp_path / "good.onnx")
+    path = quantized(good, tmp_path / "int8.onnx")
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    reads = (
+        "w3_quantized" if which == "weight" else "gelu2" if which == "QuantizeLinear" else "gelu2_QuantizeLinear_Output"
+    )
+    node = next(n for n in model.graph.node if n.input[0] == reads and n.op_type.endswith("uantizeLinear"))
+    scale = numpy_helper.to_array(weights[node.input[1]]) * np.float32(0.3)
+    model.graph.initializer.append(numpy_helper.from_array(scale, "wrong"))
+    node.input[1] = "wrong"
+    onnx.save(model, path)
+    found = locate(good, path, tmp_path / "values", loose=True)
+    assert found.suspects[0].node == node.name
+    assert found.suspects[0].effect == max(s.effect or 0.0 for s in found.suspects)
+
+
 def test_models_without_common_names_are_matched_by_what_they_hold(tmp_path: Path) -> None:
     good = network(tmp_path / "good.onnx")
     found = locate(good, network(tmp_path / "bad.onnx", scaled("vother3", 1.05), "other"), tmp_path / "values")
