@@ -187,8 +187,10 @@ def judge(name: str, column: str, place: Path) -> None:
     with np.load(place / "evaluation.npz") as stored:
         arrays = {key: stored[key] for key in stored.files if key != "labels"}
         labels = stored["labels"] if "labels" in stored.files else None
-    before = outputs(place / "float" / "model.onnx", arrays)
-    after = outputs(Path(made["model"]), arrays)
+    remembered = place / "outputs.npy"
+    if not remembered.is_file():
+        np.save(remembered, outputs(place / "float" / "model.onnx", arrays))
+    before, after = np.load(remembered), outputs(Path(made["model"]), arrays)
     note(name, "judged", column, **figures(before, after, labels), seconds=time.monotonic() - started)
 
 
