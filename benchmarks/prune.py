@@ -238,33 +238,42 @@ def digits(figures: Figures) -> None:
         )
 
 
+def sentences(count: int) -> Path:
+    """Sentences of the standard library's docstrings, none from the modules of those that are held out."""
+    place = FOLDER / f"sentences-{count}.jsonl"
+    if not place.is_file():
+        sys.path.insert(0, str(ROOT / "examples" / "minilm"))
+        import prepare
+
+        apart = set(prepare.HELD_OUT.split())
+        names = sorted(name for name in sys.stdlib_module_names if name not in apart and not name.startswith("_"))
+        held = (ROOT / "examples/minilm/data/held_out.jsonl").read_text()
+        found = dict.fromkeys(text for text in prepare.sentences(" ".join(names)) if json.dumps(text) not in held)
+        texts = prepare.spread(list(found), count)
+        place.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return place
+
+
 def minilm(figures: Figures) -> None:
     example = ROOT / "examples" / "minilm"
     source = converted("minilm", example / "model")
-    data = ("--data", example / "data/calibration.jsonl", "--samples", 256, "--eval", example / "data/held_out.jsonl")
-    ways = {"default": (), "best": ("--importance", "reconstruction", "--allocation", "global")}
-    for name, way in ways.items():
+    best = ("--importance", "reconstruction", "--allocation", "global")
+    ways: dict[str, tuple[int, tuple[str, ...]]] = {
+        "default": (256, ()),
+        "best": (256, best),
+        "best-1024": (1024, best),
+    }
+    for name, (count, way) in ways.items():
         figures.step(
             f"minilm/{name}",
-            lambda n=name, w=way: summary(
+            lambda n=name, w=way, c=count: summary(
                 modelops(
                     "prune",
                     source,
                     FOLDER / "models" / f"minilm-{n}",
-                    "--channels",
-                    "25%",
-                    "--heads",
-                    "16.67%",
-                    "--best-effort",
-                    *w,
-                    *data,
-                    "--speed-budget",
-                    f"{figures.budget}s",
-                    "--force",
-                    "--memory-limit",
-                    "8g",
-                    "--time-limit",
-                    "2h",
+                    *("--channels", "25%", "--heads", "16.67%", "--best-effort", *w),
+                    *("--data", sentences(c), "--samples", c, "--eval", example / "data/held_out.jsonl"),
+                    *("--speed-budget", f"{figures.budget}s", "--force", "--memory-limit", "8g", "--time-limit", "2h"),
                 )
             ),
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Rows of normal equations: some for every unknown, and no more than what takes little time.
-_ROWS_PER_UNKNOWN, _FEWEST_ROWS, _MOST_ROWS = 6, 4096, 24576
+_ROWS_PER_UNKNOWN, _FEWEST_ROWS, _MOST_ROWS = {"conv": 6, "product": 12}, 4096, 24576
 _MASKED = 4
 #: Inputs of a weight beyond which only its bias is refitted.
 MOST_UNKNOWNS = 4608
@@ -192,7 +192,7 @@ def _residual(parts: Parts, end: ir.Value, earlier: list[ir.Node]) -> tuple[str,
 
 def rows_wanted(refit: Refit) -> int:
     """How many rows of samples settle a weight."""
-    return min(max(_FEWEST_ROWS, _ROWS_PER_UNKNOWN * len(refit.matrix())), _MOST_ROWS)
+    return min(max(_FEWEST_ROWS, _ROWS_PER_UNKNOWN[refit.kind] * len(refit.matrix())), _MOST_ROWS)
 
 
 class Rows:
