@@ -12,14 +12,15 @@ MobileNetV2 and GPT-2 124M with seeded random weights, written below --models fi
 The peer needs an environment of its own; without it its rows say "not installed":
 
     python -m venv /var/tmp/peers/optimum
-    /var/tmp/peers/optimum/bin/pip install torch==2.13.0 optimum==2.1.0 optimum-onnx==0.1.0 transformers==4.57.6
+    /var/tmp/peers/optimum/bin/pip install torch==2.13.0 optimum==2.1.0 optimum-onnx==0.1.0 transformers==4.57.6 \\
+        onnx==1.23.2 onnxruntime==1.32.0
 
 Columns: ``wall`` of the whole command; ``call``, the calls of torch.onnx.export and what they import; ``load``, torch,
 transformers and the weights, which any script needs; ``float64``, the source's run in float64; ``rest`` is everything
 else: starting, the checks at four shapes or more, writing, describing and hashing. ``peak`` is the resident memory of
-all processes together at one moment. Every run is a line of results/convert_overhead.jsonl, and is not repeated. With
---runs above 1 the table shows medians. The exit code is 1 where the rest takes longer than the call on MiniLM,
-ResNet-50 or ViT, or GPT-2 peaks above four times its weights.
+all processes together at one moment. Every run is a line of results/convert_overhead.jsonl, and is not repeated once it
+passed. With --runs above 1 the table shows medians. The exit code is 1 where the rest takes longer than the call on
+MiniLM, ResNet-50 or ViT, or GPT-2 peaks above four times its weights.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ def run(tool: str, name: str, model: Path, optimum: Path) -> dict[str, Any]:
 def known() -> list[dict[str, Any]]:
     if not RESULTS.is_file():
         return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line.strip()]
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines() if line.strip()]
+    return [row for row in rows if row["exit"] == 0]
 
 
 def weights(model: Path) -> int:
