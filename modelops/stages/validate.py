@@ -43,6 +43,7 @@ from modelops.stages._workbench import SampleBench
 MEASUREMENTS = "measurements.json"
 SCHEMA = "modelops.validation/1"
 _OUTPUT_BYTES = 256 << 20  # of one run
+_TINY = 16 << 10  # bytes of a model
 _LONG = 512  # what a dynamic dimension of an output may come to
 
 
@@ -275,7 +276,8 @@ class Validate(Stage):
     def _seeded(self, reference: Artifact) -> Iterator[Given]:
         signature, bounds = reference.signature, index_bounds(reference.model)
         axis = BatchAxis.of(signature)
-        for number, feed in enumerate(random_feeds(signature, self.samples or ROWS_MIN, self.seed, bounds)):
+        rows = self.samples or _rows_enough(reference)
+        for number, feed in enumerate(random_feeds(signature, rows, self.seed, bounds)):
             yield Given(feed, axis.rows(feed), f"seeded inputs {number}", made_up=True)
         for number, feed in enumerate(corner_feeds(signature, self.seed, bounds)):
             yield Given(feed, axis.rows(feed), f"shape corner {number}", made_up=True, corner=True)
@@ -345,6 +347,12 @@ def _size(path: Path) -> int:
         files = path.rglob("*") if path.is_dir() else [path]
         return sum(file.stat().st_size for file in files if file.is_file())
     return 0
+
+
+def _rows_enough(model: Artifact) -> int:
+    """How many samples to make up: 32, and more for a tiny model, few of whose values would meet a threshold."""
+    elements = sum(math.prod(dim if isinstance(dim, int) else 8 for dim in s.shape[1:]) for s in model.signature.inputs)
+    return max(ROWS_MIN, min(256, 4096 // max(1, elements))) if model.size < _TINY else ROWS_MIN
 
 
 def _affordable(signature: Signature, batch: int) -> int:
