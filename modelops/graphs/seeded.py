@@ -87,6 +87,25 @@ def corner_feeds(
     return feeds
 
 
+def masked_feeds(
+    signature: Signature, seed: int = 0, bounds: Mapping[str, int] | None = None
+) -> list[dict[str, NDArray[Any]]]:
+    """A feed whose rows are masked in every way: wholly, right, left, with holes, all but one, not at all.
+
+    Empty for a model that takes no mask of two dimensions, or whose batch is fixed below six.
+    """
+    masks = [spec for spec in signature.inputs if "mask" in spec.name.lower() and len(spec.shape) == 2]
+    feed = random_feed(signature, 6, seed + 105, bounds=bounds) if masks else {}
+    if not masks or any(len(feed[spec.name]) < 6 for spec in masks):
+        return []
+    for spec in masks:
+        mask = feed[spec.name]
+        half = mask.shape[1] // 2
+        mask[:6] = 1
+        mask[0], mask[1, half:], mask[2, :half], mask[3, ::2], mask[4, 1:] = 0, 0, 0, 0, 0
+    return [feed]
+
+
 def index_bounds(model: Path) -> dict[str, int]:
     """For every input that looks something up in a weight (Gather): how many entries there are to choose from."""
     from modelops.graphs.lean import opened

@@ -40,6 +40,11 @@ class _Attempt:
         return any(engine.fuses for engine in self.chain)
 
     @property
+    def attention(self) -> int:
+        """How many layers have their attention in one node."""
+        return sum(count for op, count in self.found.get("fusions", {}).items() if op.endswith("Attention"))
+
+    @property
     def need(self) -> float:
         return max(engine.appetite for engine in self.chain)
 
@@ -59,7 +64,7 @@ class Auto(Simplifier):
     tools = ("onnxsim", "onnxslim", "onnxscript", "onnxruntime", "onnx-ir", "onnx")
 
     engines: tuple[str, ...] = option(
-        default=("onnxslim", "onnxscript", "onnxsim", "onnxruntime"),
+        default=("onnxslim", "onnxscript", "onnxsim", "onnxruntime", "guards+onnxslim"),
         help="Engines to try; a+b runs b on what a made.",
     )
     fuse: Literal["none", "onnxruntime"] = option(
@@ -127,7 +132,7 @@ class Auto(Simplifier):
     ) -> _Attempt | None:
         """The fused graph that is measured faster than the best plain one, if there is one."""
         best = None
-        for one in sorted((one for one in attempts if one.rank), key=_by_rank):
+        for one in sorted((one for one in attempts if one.rank), key=lambda one: (-one.attention, _by_rank(one))):
             if not _fusions(one):
                 one.drop("not better", "it fused nothing")
             elif best is not None:
@@ -194,6 +199,9 @@ def _attempt(one: _Attempt, source: Path, workbench: Arena) -> None:
             peak = max(peak, int(done.details.get("peak_memory_bytes") or 0))
             if done.details.get("fusions"):
                 one.found["fusions"] = done.details["fusions"]
+            if not made.is_file() and engine is not one.chain[-1]:
+                one.drop("not better", f"{engine.name} changed nothing")
+                return
             current = made if made.is_file() else current
         one.found |= {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
         if not one.place.is_file():

@@ -9,6 +9,7 @@ from modelops.core.component import option
 from modelops.core.workbench import Done
 from modelops.errors import tool
 from modelops.simplifiers import Arena, Simplifier
+from modelops.simplifiers._changes import brought_in
 
 # What protobuf holds in one message is 2 GB; weights go to a file of their own well before.
 _EXTERNAL_ABOVE = 1 << 30
@@ -28,6 +29,8 @@ class OnnxruntimeTransformers(Simplifier):
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         from modelops.graphs import files
+        from modelops.graphs.describe import summary
+        from modelops.graphs.fusions import DOMAIN
 
         raw = target.with_name(f"{target.stem}-raw.onnx")
         with tool("onnxruntime.transformers", hint="try another --engine"):
@@ -46,8 +49,8 @@ class OnnxruntimeTransformers(Simplifier):
                 opt_level=None,
                 use_gpu=False,
             )
-            counts = {op: count for op, count in model.get_fused_operator_statistics().items() if count}
             model.save_model_to_file(str(raw), use_external_data_format=source.stat().st_size > _EXTERNAL_ABOVE)
+        counts = brought_in(summary(source)["operators"], summary(raw)["operators"], DOMAIN)
         if not counts:
             return Done(notes=("no pattern of a transformer was found",))
         files.rewrite(raw, target)

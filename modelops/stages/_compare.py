@@ -18,7 +18,7 @@ from modelops.errors import StageFailed
 from modelops.graphs.arrays import digest
 from modelops.graphs.batches import BatchAxis, row_axes
 from modelops.graphs.reference import FILE_NAME, Case, read
-from modelops.graphs.seeded import corner_feeds, index_bounds, random_feed, random_feeds
+from modelops.graphs.seeded import corner_feeds, index_bounds, masked_feeds, random_feed, random_feeds
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
 from modelops.measures.judging import Float64Errors, judge
@@ -138,11 +138,12 @@ def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Fe
     with running(source.model) as session:
         for feed in feeds(source, workbench):
             yield feed, session.run(feed)
-        for feed in corner_feeds(source.signature, bounds=index_bounds(source.model)):
+        bounds = index_bounds(source.model)
+        for feed in (*corner_feeds(source.signature, bounds=bounds), *masked_feeds(source.signature, bounds=bounds)):
             try:
                 wanted = session.run(feed)
             except StageFailed as error:
-                log.debug("the source can't run a shape corner: %s", error)
+                log.debug("the source can't run a shape corner, or masked rows: %s", error)
                 continue
             yield feed, wanted
 
