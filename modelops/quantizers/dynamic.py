@@ -89,8 +89,8 @@ class Dynamic(Quantizer):
     ) -> tuple[Done, Grounds | None]:
         """Quantize once, with these nodes left in float."""
         import onnx
-        import onnx_ir as ir
 
+        from modelops.graphs import files
         from modelops.quantizers._improvements import Improve, Improved, improved
         from modelops.quantizers._memory import Memory
         from modelops.quantizers._tables import quantize_tables
@@ -119,7 +119,9 @@ class Dynamic(Quantizer):
         grounds = None
         if memory is not None and (self.explain or self.least_sqnr):
             names = tuple(product.name for product in work.products)
-            grounds = Grounds(ir.to_proto(work.model), names, {}, scheme, memory)
+            place = workbench.scratch / "float.onnx"
+            files.save(work.model, place)
+            grounds = Grounds(onnx.load(str(place)), names, {}, scheme, memory)
         writer = _Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)
         for product in work.products:
             writer.replace(product)
