@@ -171,7 +171,9 @@ def _export(name: str) -> str:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             tiny = build(name)
-            shapes = {n: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for n, axes in tiny.dynamic.items()}
+            # Sizes that are the same carry the same name, so that inputs can be made up that fit together.
+            dims = {label: torch.export.Dim(label, min=2) for axes in tiny.dynamic.values() for label in axes.values()}
+            shapes = {n: {axis: dims[label] for axis, label in axes.items()} for n, axes in tiny.dynamic.items()}
             program = torch.onnx.export(
                 tiny.module.eval(), (), kwargs=tiny.inputs, dynamic_shapes=shapes, dynamo=True, verbose=False
             )
