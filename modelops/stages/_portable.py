@@ -68,8 +68,8 @@ def _largest_weights(model: Path) -> Iterator[int]:
     for node in graph:
         for position in _WEIGHTS.get(node.op_type, ()):
             value = node.inputs[position] if position < len(node.inputs) else None
-            if value is not None and (producer := value.producer()) is not None:
-                value = producer.inputs[0] if producer.op_type == "DequantizeLinear" else None
+            while value is not None and (producer := value.producer()) is not None:
+                value = producer.inputs[0] if producer.op_type in _ON_THE_WAY else None
             tensor = value.const_value if value is not None else None
             if value is None or tensor is None or tensor.dtype.name != "INT8" or value.name in seen:
                 continue
@@ -77,6 +77,8 @@ def _largest_weights(model: Path) -> Iterator[int]:
             yield int(np.abs(tensor.numpy().astype(np.int16)).max(initial=0))
 
 
+# What may stand between a weight and the operator that multiplies it.
+_ON_THE_WAY = frozenset({"DequantizeLinear", "Identity", "Reshape", "Transpose"})
 # Where operators read weights that an integer kernel multiplies.
 _WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "Conv": (1,),

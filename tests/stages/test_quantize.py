@@ -19,6 +19,7 @@ from modelops.quantizers.float16 import Float16
 from modelops.quantizers.static import Static
 from modelops.quantizers.weights import Weights
 from modelops.stages import quantize
+from modelops.stages._portable import portability
 from modelops.stages.quantize import Pace, Quantize
 
 CENTRES = np.random.default_rng(11).normal(size=(4, 8)).astype(np.float32)
@@ -246,6 +247,17 @@ def test_a_portable_model_is_checked_and_another_says_that_it_is_not(run: Any, t
     assert any("not portable: 2 of 2 integer weights use all 8 bits" in note for note in report.notes)
     report, _ = run(Quantize(method=Dynamic(target="portable", reduce_range="no"), data=data))
     assert check(report, "portable").verdict == "fail" and report.exit_code == 1
+
+
+@pytest.mark.parametrize(("largest", "portable"), [(64, True), (65, False)])
+def test_weights_are_found_behind_a_transpose(tmp_path: Path, largest: int, portable: bool) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 2] x) => (float[n, 2] y)
+        <int8[2, 2] w = {1, -2, 3, LARGEST}, float s = {0.1}, int8 z = {0}>
+        { d = DequantizeLinear (w, s, z) t = Transpose (d) y = MatMul (x, t) }"""
+    graph = onnx.parser.parse_model(text.replace("LARGEST", str(-largest)))
+    onnx.save(graph, tmp_path / "net.onnx")
+    assert portability(tmp_path / "net.onnx").portable is portable
 
 
 def test_validate_repeats_that_a_model_is_not_portable(
