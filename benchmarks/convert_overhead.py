@@ -126,9 +126,9 @@ def words(tool: str, model: Path, task: str, target: Path, optimum: Path) -> lis
 def watched(command: list[str], output: Path) -> tuple[int, float, int]:
     """(exit code, seconds, most resident bytes of all its processes together) of a command."""
     started, peak = time.monotonic(), 0
-    with output.open("wb") as file:
+    with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
+        process = subprocess.Popen(command, stdout=file, stderr=errors, stdin=subprocess.DEVNULL, env=env)
         while process.poll() is None:
             peak = max(peak, sum(worker._resident_bytes(pid) for pid in worker.tree(process.pid)))
             time.sleep(0.02)
@@ -141,7 +141,7 @@ def run(tool: str, name: str, model: Path, optimum: Path) -> dict[str, Any]:
         target, output = Path(folder) / "out", Path(folder) / "output"
         os.environ["MODELOPS_CACHE"] = str(Path(folder) / "cache")
         code, wall, peak = watched(words(tool, model, MODELS[name][2], target, optimum), output)
-        said = output.read_text(errors="replace")
+        said, errors = (path.read_text(errors="replace") for path in (output, output.with_suffix(".err")))
         row: dict[str, Any] = {"exit": code, "wall": wall, "peak": peak, "load": None, "call": None, "float64": None}
         if tool == "modelops" and said.startswith("{"):
             document = json.loads(said)
@@ -152,10 +152,10 @@ def run(tool: str, name: str, model: Path, optimum: Path) -> dict[str, Any]:
             row |= {"rows": [entry["inputs"] for entry in details.get("shapes", ()) if "inputs" in entry]}
         elif target.with_suffix(".json").is_file():
             row |= json.loads(target.with_suffix(".json").read_text())
-        if tool == "optimum" and "max diff" in said.lower():
-            row["verdict"] = "max diff" + said.lower().split("max diff")[1].split("\n")[0][:60]
+        if tool == "optimum" and "max diff" in (said + errors).lower():
+            row["verdict"] = "max diff" + (said + errors).lower().split("max diff")[1].split("\n")[0][:60]
         if code != 0:
-            row["said"] = said[-500:]
+            row["said"] = (said + errors)[-500:]
     if row["call"] is not None:
         row["rest"] = wall - row["call"] - (row["load"] or 0.0) - (row["float64"] or 0.0)
     return row
