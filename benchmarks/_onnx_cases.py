@@ -36,7 +36,11 @@ class Case:
 
     @cached_property
     def inputs(self) -> list[str]:
-        return [value.name for value in self.model.graph.input]
+        """The inputs that the data is for, in order: weights may be listed among a graph's inputs too."""
+        weights = {tensor.name for tensor in self.model.graph.initializer}
+        names = [value.name for value in self.model.graph.input]
+        free = [name for name in names if name not in weights]
+        return names if any(len(inputs) > len(free) for inputs, _ in self.data) else free
 
     def problem(self, model: Path) -> str:
         """Why the model at this path does not give what the suite expects; an empty string when it does."""
@@ -69,7 +73,7 @@ def _read(test: Any, kind: str) -> Case | None:
     looser = max((value for part, value in _LOOSER.items() if part in test.name), default=0.0)
     rtol, atol = max(test.rtol, RTOL), max(test.atol, ATOL, looser)
     if test.model is not None:
-        data = [(list(inputs), list(outputs)) for inputs, outputs in test.data_sets]
+        data = [([_plain(x) for x in inputs], [_plain(y) for y in outputs]) for inputs, outputs in test.data_sets]
         return Case(f"{kind}/{test.name}", kind, test.model, data, rtol, atol)
     if test.model_dir is None:
         return _light(test, kind, rtol, atol)
@@ -79,6 +83,17 @@ def _read(test: Any, kind: str) -> Case | None:
         inputs = _files(folder, "input", list(model.graph.input))
         data.append((inputs, _files(folder, "output", list(model.graph.output))))
     return Case(f"{kind}/{test.name}", kind, model, data, rtol, atol) if data else None
+
+
+def _plain(value: Any) -> Any:
+    """What a generated case holds as an array or a list: some hold messages."""
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, onnx.SequenceProto):
+        return numpy_helper.to_list(value)
+    if isinstance(value, onnx.OptionalProto):
+        return numpy_helper.to_optional(value)
+    return value
 
 
 def _light(test: Any, kind: str, rtol: float, atol: float) -> Case | None:
