@@ -83,6 +83,24 @@ def test_a_broken_gate_fails_even_on_few_rows() -> None:
     assert verdict(judged(measured(*pair(5, noise=0.1)))) == "fail"
 
 
+@pytest.mark.parametrize(
+    ("transition", "rows", "width", "expected"),
+    [
+        ("structural", 16, 256, "pass"),
+        ("structural", 16, 255, "inconclusive"),
+        ("structural", 15, 1000, "inconclusive"),
+        ("structural", 32, 2, "pass"),
+        ("int8", 16, 256, "inconclusive"),
+        ("int8", 31, 1000, "inconclusive"),
+    ],
+)
+def test_half_the_rows_are_enough_for_exact_rewrites_with_many_numbers(
+    transition: TransitionName, rows: int, width: int, expected: str
+) -> None:
+    y, _ = pair(rows, width)
+    assert verdict(judged(measured(y, y.copy()), transition)) == expected
+
+
 def test_rows_min_is_the_callers() -> None:
     y, _ = pair(8)
     assert verdict(judged(measured(y, y.copy()), rows_min=8)) == "pass"
