@@ -61,7 +61,7 @@ for parameter in model.parameters():
 pruner = tp.pruner.BasePruner(
     model, inputs, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5,
     forward_fn=lambda m, i: m(**i),
-    output_transform=lambda out: sum(v.sum() for v in out.values() if hasattr(v, "sum")),
+    output_transform=lambda out: [v for v in out.values() if hasattr(v, "grad_fn")],
 )
 pruner.step()
 with torch.no_grad():

@@ -232,8 +232,11 @@ def test_groups_tell_what_they_lost_and_gained(tmp_path: Path) -> None:
             assert isinstance(group["microseconds_gained"], float)
 
 
-def test_curve_is_data_and_pictures(tmp_path: Path) -> None:
+def test_curve_is_data_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    from modelops.stages import _curve
+
+    monkeypatch.setattr(_curve, "POINTS", 3)
     source = artifact(spare(), tmp_path)
     options = {"eval": str(labelled(source)), "best_effort": True, "max_drop": None, "speed_budget": 3.0}
     fine = {"name": "channels", "round_to": 1, "macs": 0.6}
@@ -242,7 +245,7 @@ def test_curve_is_data_and_pictures(tmp_path: Path) -> None:
         import json
 
         found = json.loads((model.parent / "curve.json").read_text())
-        assert [point["removed"] for point in found["points"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+        assert [point["removed"] for point in found["points"]] == [0.1, 0.4, 0.7]
         assert (found["quality"], found["source"]) == ("top1", 1.0)
         assert all(point["speedup"] > 0 and 0 <= point["quality"] <= 1 for point in found["points"])
         assert (model.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
