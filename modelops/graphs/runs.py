@@ -73,13 +73,15 @@ def session(
     config: Mapping[str, str] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
+    frugal: bool = False,
 ) -> Session:
     """Open a model on the CPU.
 
     ``threads`` run inside an operator (0: as many as the process may use), operators run one after another.
     ``trusted`` leaves out the check of a file that was rewritten or checked just now; ``config`` are session
     configuration entries; ``optimized`` is where onnxruntime saves the graph that it made of the model; ``profile`` is
-    how the name of the file begins that ``handle.end_profiling()`` writes.
+    how the name of the file begins that ``handle.end_profiling()`` writes; ``frugal`` sessions run nodes in the order
+    of the graph and give memory back at once, where others keep it for the next run.
     Raises InputRefused for a file that may not get in or that onnxruntime finds malformed, StageFailed with node and
     operator for one that it can't run, ResourceExhausted when memory runs out.
     """
@@ -98,6 +100,9 @@ def session(
         options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if frugal:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

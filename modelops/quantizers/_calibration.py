@@ -98,7 +98,7 @@ def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch:
             outputs.append(onnx.helper.make_tensor_value_info(output, kind, []))
     place = _with_outputs(model, nodes, outputs, scratch / "extents.onnx")
     count = 0
-    with runs.session(place, optimization="basic", trusted=True) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
         for feed in tracked("calibrating", feeds()):
             _refuse_nonfinite(feed)
             values = list(runs.run(session, feed).values())
@@ -166,7 +166,7 @@ def streamed(
     nodes = [onnx.helper.make_node("Identity", [name], [alias], alias) for name, alias in aliases.items()]
     outputs = [onnx.helper.make_tensor_value_info(alias, onnx.TensorProto.FLOAT, None) for alias in aliases.values()]
     place = _with_outputs(model, nodes, outputs, scratch / "values.onnx")
-    with runs.session(place, optimization="basic", trusted=True) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
         for feed in tracked(what, feeds()):
             values = runs.run(session, feed)
             yield {name: values[alias] for name, alias in aliases.items()}
@@ -220,8 +220,23 @@ def _with_outputs(model: onnx.ModelProto, nodes: Sequence[Any], outputs: Sequenc
     grown = onnx.ModelProto()
     grown.CopyFrom(model)
     del grown.graph.output[:]
-    grown.graph.node.extend(nodes)
+    in_order(grown, nodes)
     grown.graph.output.extend(outputs)
     with tool("writing the calibration graph"):
         save(grown, place)
     return place
+
+
+def in_order(model: onnx.ModelProto, nodes: Sequence[Any]) -> None:
+    """Add nodes to a graph, each right behind the last that it reads from: so nothing is kept longer than it must."""
+    places = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
+    behind: dict[int, list[Any]] = {}
+    for node in nodes:
+        place = max((places.get(name, -1) for name in node.input), default=-1)
+        behind.setdefault(place, []).append(node)
+        places.update(dict.fromkeys(node.output, place))
+    old = list(model.graph.node)
+    merged = [*behind.get(-1, []), *(item for place, node in enumerate(old) for item in (node, *behind.get(place, [])))]
+    copies = [type(node).FromString(node.SerializeToString()) for node in merged]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)

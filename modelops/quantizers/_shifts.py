@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelops.core.progress import tracked
-from modelops.quantizers._calibration import Feeds
+from modelops.quantizers._calibration import Feeds, in_order
 from modelops.quantizers._captures import HELD_OUT
 from modelops.quantizers._histograms import Range
 from modelops.quantizers._memory import Memory
@@ -83,7 +83,7 @@ def correct(
     place = memory.scratch / "twins.onnx"
     save(_beside(model, nodes, ranges, scheme), place)
     seen = [_Seen() for _ in nodes]
-    with runs.session(place, optimization="basic", trusted=True) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
         for count, feed in enumerate(tracked("measuring biases", _some(memory.feeds))):
             values = list(runs.run(session, feed).values())
             for number, one in enumerate(seen):
@@ -126,29 +126,31 @@ def _beside(
     grown.graph.initializer.append(numpy_helper.from_array(np.array([0, 2]), axes))
     grown.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), shape))
     del grown.graph.output[:]
+    more: list[onnx.NodeProto] = []
     for node in nodes:
         base = f"{node.name}/modelops_twin"
         made = twin(node, {name: ranges[name] for name in node.input if name in ranges}, scheme, weights, grown.graph)
         made[-1].output[0] = f"{base}_out"
         difference, flat = f"{base}_difference", f"{base}_flat"
-        grown.graph.node.extend([*made, helper.make_node("Sub", [f"{base}_out", node.output[0]], [difference])])
+        more.extend([*made, helper.make_node("Sub", [f"{base}_out", node.output[0]], [difference])])
         if node.op_type == "Gemm":
-            grown.graph.node.append(helper.make_node("Unsqueeze", [difference, f"{shape}_last"], [flat]))
+            more.append(helper.make_node("Unsqueeze", [difference, f"{shape}_last"], [flat]))
         else:
-            grown.graph.node.append(helper.make_node("Reshape", [difference, shape], [flat]))
-        grown.graph.node.append(helper.make_node("Mul", [flat, flat], [f"{flat}_squared"]))
+            more.append(helper.make_node("Reshape", [difference, shape], [flat]))
+        more.append(helper.make_node("Mul", [flat, flat], [f"{flat}_squared"]))
         for value in (flat, f"{flat}_squared"):
             if opset >= _AXES_AS_INPUT:
                 mean = helper.make_node("ReduceMean", [value, axes], [f"{value}_mean"], keepdims=0)
             else:
                 mean = helper.make_node("ReduceMean", [value], [f"{value}_mean"], axes=[0, 2], keepdims=0)
-            grown.graph.node.append(mean)
+            more.append(mean)
             grown.graph.output.append(helper.make_tensor_value_info(f"{value}_mean", onnx.TensorProto.FLOAT, None))
         signal = [f"{base}_signal", f"{base}_power"]
-        grown.graph.node.append(helper.make_node("Mul", [node.output[0]] * 2, signal[:1]))
-        grown.graph.node.append(helper.make_node("ReduceMean", signal[:1], signal[1:], keepdims=0))
+        more.append(helper.make_node("Mul", [node.output[0]] * 2, signal[:1]))
+        more.append(helper.make_node("ReduceMean", signal[:1], signal[1:], keepdims=0))
         grown.graph.output.append(helper.make_tensor_value_info(signal[1], onnx.TensorProto.FLOAT, None))
     grown.graph.initializer.append(numpy_helper.from_array(np.array([2]), f"{shape}_last"))
+    in_order(grown, more)
     return grown
 
 
