@@ -512,7 +512,7 @@ def test_models_with_other_inputs_fail_by_name(tmp_path: Path) -> None:
     other = onnx.load(classifier(tmp_path / "other.onnx"))
     other.graph.input[0].name = other.graph.node[0].input[0] = "other"
     onnx.save(other, tmp_path / "other.onnx")
-    with pytest.raises(UsageError, match="other inputs: 'x' here, 'other' in the reference"):
+    with pytest.raises(UsageError, match=r"other inputs: 'x' here, 'other' in the reference"):
         validate(bare(tmp_path), against=str(tmp_path / "other.onnx"))
 
 

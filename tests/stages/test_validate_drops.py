@@ -86,7 +86,7 @@ def test_metrics_that_fail_or_are_not_there_say_so(tmp_path: Path) -> None:
         validate(bare(tmp_path), metric=f"{code}:broken", **options)
     with pytest.raises(UsageError, match="has no function 'shares'"):
         validate(bare(tmp_path), metric=f"{code}:shares", **options)
-    with pytest.raises(UsageError, match="unknown metric .top2."):
+    with pytest.raises(UsageError, match=r"unknown metric .top2."):
         validate(bare(tmp_path), metric="top2", **options)
 
 
