@@ -133,8 +133,10 @@ def ranges(
         what = "counting activations" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
         for index, values in enumerate(streamed(model, band, feeds, scratch, what)):
             apart = rule == "auto" and index % _HELD_OUT == _HELD_OUT - 1
-            for name, array in values.items():
+            while values:  # freed one by one, before the next batch runs
+                name, array = values.popitem()
                 (held_out if apart else fitted)[name].add(array)
+            del array
         found |= {name: best(fitted[name], rule, percentile, held_out[name]) for name in band}
     return found
 
@@ -156,7 +158,7 @@ def bands(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 def streamed(
     model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path, what: str
 ) -> Iterator[dict[str, Any]]:
-    """These tensors of one batch after another."""
+    """These tensors of one batch after another; who takes them out of the mapping frees them before the next."""
     import onnx
 
     from modelops.graphs import runs
@@ -169,7 +171,7 @@ def streamed(
     with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
         for feed in tracked(what, feeds()):
             values = runs.run(session, feed)
-            yield {name: values[alias] for name, alias in aliases.items()}
+            yield {name: values.pop(alias) for name, alias in aliases.items()}
     place.unlink()
 
 
