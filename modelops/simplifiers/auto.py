@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from modelops.core.component import option
 from modelops.core.progress import progress
-from modelops.core.report import Check, Metric
+from modelops.core.report import Check, Metric, Report
 from modelops.core.workbench import Done
 from modelops.core.worker import WorkerBug
 from modelops.errors import Inconclusive, ModelOpsError, UsageError, unknown_name
@@ -230,6 +230,11 @@ def _holds(one: _Attempt, workbench: Arena) -> bool:
     broken = next((check for check in checks if check.verdict == "fail"), None)
     if broken is not None:
         one.drop("refused", f"{broken.name}: {broken.message}")
+        return False
+    found = Report(checks=tuple(checks))
+    if found.exit_code != 0:
+        worst = found.worst()
+        one.drop("not proven", f"{worst.name}: {worst.message}" if worst else "nothing could be compared")
         return False
     one.found["outcome"] = "valid"
     return True
