@@ -11,8 +11,8 @@ MobileNetV2 and GPT-2 124M with seeded random weights, written below --models fi
 
 The peer needs an environment of its own; without it its rows say "not installed":
 
-    python -m venv /var/tmp/peers/optimum
-    /var/tmp/peers/optimum/bin/pip install torch==2.13.0 optimum==2.1.0 optimum-onnx==0.1.0 transformers==4.57.6 \\
+    python -m venv benchmarks/.peers/optimum
+    benchmarks/.peers/optimum/bin/pip install torch==2.13.0 optimum==2.1.0 optimum-onnx==0.1.0 transformers==4.57.6 \\
         onnx==1.23.2 onnxruntime==1.32.0
 
 Columns: ``wall`` of the whole command; ``call``, the calls of torch.onnx.export and what they import; ``load``, torch,
@@ -42,7 +42,7 @@ from modelops.core import worker
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "convert_overhead.jsonl"
 MINILM = ROOT / "examples" / "minilm" / "model"
-OPTIMUM = Path("/var/tmp/peers/optimum/bin/python")
+OPTIMUM = Path(__file__).with_name(".peers") / "optimum/bin/python"
 # By name: the class and configuration of the random model, and what optimum calls its task.
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "minilm": ("", {}, "feature-extraction"),
@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="start no run after this")
     parser.add_argument("--only", default="", help="models, by name, with commas between")
     parser.add_argument("--tools", default=",".join(TOOLS), help="tools, by name, with commas between")
-    parser.add_argument("--models", type=Path, default=Path("/var/tmp/modelops-overhead-models"))
+    parser.add_argument("--models", type=Path, default=Path(__file__).with_name("results") / "overhead-models")
     parser.add_argument("--optimum", type=Path, default=OPTIMUM, help="the python of the peer's environment")
     parser.add_argument("--anew", action="store_true", help="forget earlier runs")
     options = parser.parse_args()

@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results") / "prune"
 FIGURES = FOLDER / "figures.json"
-PEER = Path("/var/tmp/peers/torch-pruning/bin/python")
+PEER = Path(__file__).with_name(".peers") / "torch-pruning/bin/python"
 NETWORKS = {"resnet50": "resnet50", "mobilenet_v2": "mobilenet_v2"}
 RANKINGS = ("l1", "l2", "activation", "random")
 IMAGES = {"resnet50": 32, "mobilenet_v2": 32}

@@ -11,10 +11,10 @@ what is there is not done again. ``--table`` only prints what is there.
 With ``--peer``, torch-pruning (DepGraph) prunes the same types in PyTorch: give the Python of a venv that has it,
 made with
 
-    python -m venv /var/tmp/peers/torch-pruning
+    python -m venv benchmarks/.peers/torch-pruning
     echo "$PWD/.venv/lib/python3.11/site-packages" > \
-        /var/tmp/peers/torch-pruning/lib/python3.11/site-packages/modelops.pth
-    /var/tmp/peers/torch-pruning/bin/pip install --no-deps torch-pruning==1.6.1
+        benchmarks/.peers/torch-pruning/lib/python3.11/site-packages/modelops.pth
+    benchmarks/.peers/torch-pruning/bin/pip install --no-deps torch-pruning==1.6.1
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ print("RESULT" + json.dumps(dict(parameters_left=after / before, outputs_changed
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--peer", type=Path, default=Path("/var/tmp/peers/torch-pruning/bin/python"))
+    parser.add_argument("--peer", type=Path, default=Path(__file__).with_name(".peers") / "torch-pruning/bin/python")
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ Columns: float; onnxruntime's ``quantize_dynamic(per_channel=True)``; its ``quan
 as an expert would call it here; NNCF; modelops dynamic, static, and what auto chose. Peers are run from an environment
 of their own; without it their column says "not installed":
 
-    python3 -m venv /var/tmp/peers/nncf && /var/tmp/peers/nncf/bin/pip install nncf onnx onnxruntime
+    python3 -m venv benchmarks/.peers/nncf && benchmarks/.peers/nncf/bin/pip install nncf onnx onnxruntime
 
 A model's columns are timed by turns in the same launches, for every batch and number of threads. What is made, judged
 or timed is written to benchmarks/results/quantize/ at once: interrupt it, and go on later with the same command.
@@ -42,7 +42,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results") / "quantize"
 RECORDS = FOLDER / "records.jsonl"
-PEERS = Path("/var/tmp/peers")
+PEERS = Path(__file__).with_name(".peers")
 OWN = ("modelops dynamic", "modelops static", "modelops auto")
 BARE = {
     "onnxruntime dynamic": ("", "onnxruntime_dynamic"),
