@@ -74,8 +74,6 @@ def aid_for(module: Any) -> Aid | None:
     return aid
 
 
-# Recurrences are told in this many steps of twice the length each, which covers sequences of a million.
-_DOUBLINGS = 20
 _SCAN = "mamba_selective_scan"
 
 
@@ -84,7 +82,7 @@ def _without_loops() -> Iterator[None]:
     """State space models take one step for every token, in a loop that a graph of any length can't hold.
 
     transformers has another form of it for torch.compile, by an associative scan; for as long as the block runs that
-    form is taken, with a scan made of plain operators.
+    form is taken, with a scan that ONNX has as well.
     """
     # The package gives the function under the name of the module that holds it.
     places = importlib.import_module("torch._higher_order_ops.associative_scan")
@@ -92,7 +90,7 @@ def _without_loops() -> Iterator[None]:
     found = [module for module in found if hasattr(module, _SCAN) and hasattr(module, "is_torchdynamo_exporting")]
     with contextlib.ExitStack() as stack:
         if found:
-            stack.enter_context(_replaced(places, "associative_scan", prefix_scan))
+            stack.enter_context(_replaced(places, "associative_scan", linear_scan))
         for module in found:
             stack.enter_context(_replaced(module, _SCAN, _scanning(module, getattr(module, _SCAN))))
         yield
@@ -119,31 +117,19 @@ def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
         setattr(place, name, before)
 
 
-def prefix_scan(combine: Callable[[Any, Any], Any], values: Any, dim: int, **_settings: Any) -> Any:
-    """What ``combine`` makes of the first elements along a dimension, for every number of them.
+def linear_scan(combine: Callable[[Any, Any], Any], values: Any, dim: int, **_settings: Any) -> Any:
+    """The states of ``state = gate * state + value`` along a dimension, from a state of zero, as one ONNX Scan.
 
-    After Hillis and Steele, "Data parallel algorithms" (1986): after n steps every element stands for 2**n.
+    Stands in for torch's associative scan of pairs of gates and values; ``combine`` is what joins two pairs.
     """
     import torch
+    from torch._higher_order_ops.scan import scan
 
-    size = values[0].shape[dim]
-    place = torch.arange(size, device=values[0].device)
-    for step in range(_DOUBLINGS):
-        shift = 1 << step
-        if isinstance(size, int) and shift >= size:
-            break
-        earlier = tuple(_shifted(value, dim, shift) for value in values)
-        joined = combine(earlier, values)
-        values = tuple(
-            torch.where((place >= shift).reshape([-1] + [1] * (new.ndim - dim - 1)), new, old)
-            for new, old in zip(joined, values, strict=True)
-        )
-    return values
+    gates, added = (value.movedim(dim, 0) for value in values)
 
+    def step(state: Any, pair: Any) -> Any:
+        _, following = combine((torch.ones_like(state), state), pair)
+        return following, following.clone()
 
-def _shifted(value: Any, dim: int, shift: int) -> Any:
-    """The elements that lie ``shift`` before; zeros where there are none."""
-    import torch
-
-    pad = [0, 0] * (value.ndim - dim - 1) + [shift, 0]
-    return torch.nn.functional.pad(value, pad).narrow(dim, 0, value.shape[dim])
+    _, states = scan(step, torch.zeros_like(values[1].select(dim, 0)), (gates, added))
+    return None, states.movedim(0, dim)
