@@ -148,6 +148,8 @@ def test_130_an_interrupt_leaves_nothing_behind(artifact: Path, tmp_path: Path, 
     process = subprocess.Popen(
         [sys.executable, "-m", "modelops.cli.main", "bench", str(artifact), str(tmp_path / "out"), "--budget", "60"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 30
     while not any(entry.name.startswith(".out.tmp") for entry in tmp_path.iterdir()):
