@@ -163,7 +163,9 @@ class _Job:
     def judge(self) -> None:
         """What the outputs lost, and what they would have lost had nothing been refitted."""
         found = self._losses(self.target)
-        gated = self.stage.eval is not None or self.stage.metric is not None or self.looks > 1
+        if self.stage.max_drop is not None and found.drop is None:
+            raise UsageError("--max-drop needs samples with labels", hint="give labelled ones with --eval")
+        gated = any(given is not None for given in (self.stage.eval, self.stage.metric, self.stage.max_drop))
         self.checks += [_advisory(check, gated=gated) for check in found.checks]
         self.metrics += found.metrics
         self.notes += found.notes
@@ -368,7 +370,7 @@ def _advisory(check: Check, *, gated: bool) -> Check:
     """
     figures = (".top1", ".kl_mean", ".nearest", ".equal", *(() if gated else (".drop",)))
     if check.name.endswith(figures) and check.verdict != "not-evaluated":
-        asked = "" if gated or not check.name.endswith(".drop") else "; --eval or --metric makes it a gate"
+        asked = "" if gated or not check.name.endswith(".drop") else "; --eval, --metric or --max-drop makes it a gate"
         return replace(check, verdict="not-evaluated", message=f"{check.message}; told, not judged{asked}")
     return check
 

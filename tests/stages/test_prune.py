@@ -199,6 +199,25 @@ def test_drop_beside_a_target_is_only_a_gate(tmp_path: Path) -> None:
         assert report.details["asked"] == {"what": "channels", "removed": 0.25, "reached": 0.25}
 
 
+def test_drop_that_is_allowed_is_a_gate_on_labels_of_data_too(tmp_path: Path) -> None:
+    source = artifact(spare(), tmp_path)
+    given: dict[str, Any] = {"name": "channels", "channels": 0.95, "round_to": 1, "recover": "none"}
+    data = str(labelled(source))
+    with pruned(source, method=given, data=data, max_drop=0.01) as (report, _):
+        assert verdicts(report)["top1.drop"] == "fail"
+        assert report.exit_code == 1
+    with pruned(source, method=given, data=data) as (report, _):
+        assert verdicts(report)["top1.drop"] == "not-evaluated"
+
+
+def test_drop_that_is_allowed_needs_labels_beside_a_target_too(tmp_path: Path) -> None:
+    source = artifact(spare(), tmp_path)
+    given = {"name": "channels", "channels": 0.5}
+    with pytest.raises(UsageError, match="--max-drop needs samples with labels"):
+        with pruned(source, method=given, max_drop=0.01):
+            pass
+
+
 def test_drop_that_nothing_fits_into_fails(tmp_path: Path) -> None:
     source = artifact(chain(), tmp_path)
     with pruned(source, eval=str(labelled(source)), max_drop=0.0) as (report, _):
