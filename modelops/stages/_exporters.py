@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelops.errors import UsageError
-from modelops.stages._causes import FrozenDimension, OtherOpset
+from modelops.stages._causes import FrozenDimension, OtherOpset, classify
 from modelops.stages._eager import Eager
 from modelops.stages._naming import OUTSIDE, named
 from modelops.stages._shapes import Envelope
-from modelops.stages._transformers import Aid, aid_for
+from modelops.stages._transformers import Aid, aid_for, has_loops
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -39,6 +39,8 @@ Exporter = Literal["auto", "dynamo", "torchscript"]
 OPSET = 20
 """What both exporters can write, and every runtime of the last years reads."""
 NEWEST_TORCHSCRIPT = 20
+_STAYING = ("unsupported operator", "memory", "other opset")
+"""Causes of failure that the way of tracing has no part in."""
 _STATIC = re.compile(r"inferred a static shape of (\d+) for dimension inputs\['tensors'\]\[(\d+)\]\.shape\[(\d+)\]")
 
 
@@ -68,9 +70,9 @@ def ladder(exporter: Exporter, able: Sequence[str]) -> list[Rung]:
     wanted = able if exporter == "auto" else (exporter,)
     rungs: list[Rung] = []
     if "dynamo" in wanted:
-        suggested = _Suggested()
-        rungs += [("dynamo", suggested.first), ("dynamo-fixes", suggested.again)]
-        rungs += [("dynamo-aided", _aided), ("dynamo-strict", _strict)]
+        tries = _Tries()
+        rungs += [("dynamo", tries.first), ("dynamo-fixes", tries.again)]
+        rungs += [("dynamo-aided", tries.aided), ("dynamo-strict", tries.strict)]
     if "torchscript" in wanted:
         rungs.append(("torchscript", _torchscript))
     return rungs
@@ -80,18 +82,16 @@ class NothingSuggested(Exception):
     """This rung has nothing that those before it have not tried: no other shapes, no patches."""
 
 
-class _Suggested:
-    """Exports, and where torch suggests how dimensions hang together, exports again with that."""
+class _Tries:
+    """Exports by torch.export, each attempt in the light of how those before it failed."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
 
     def first(self, job: Job) -> onnx_ir.Model:
-        try:
-            return _dynamo(job, _dynamic_shapes(job), strict=False)
-        except Exception as error:
-            self.error = error
-            raise
+        if has_loops(job.eager.module) and aid_for(job.eager.module) is not None:
+            raise NothingSuggested  # it would take every step of the loop, and fix the length
+        return self._made(lambda: _dynamo(job, _dynamic_shapes(job), strict=False))
 
     def again(self, job: Job) -> onnx_ir.Model:
         from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
@@ -100,19 +100,27 @@ class _Suggested:
         if "Suggested fixes" not in message:
             raise NothingSuggested
         shapes = refine_dynamic_shapes_from_suggested_fixes(message, _dynamic_shapes(job, named=True))
-        return _dynamo(job, shapes, strict=False)
+        return self._made(lambda: _dynamo(job, shapes, strict=False))
 
+    def aided(self, job: Job) -> onnx_ir.Model:
+        aid = aid_for(job.eager.module)
+        if aid is None:
+            raise NothingSuggested
+        with aid.patched():
+            return self._made(lambda: _dynamo(job, _dynamic_shapes(job), strict=False, aid=aid))
 
-def _aided(job: Job) -> onnx_ir.Model:
-    aid = aid_for(job.eager.module)
-    if aid is None:
-        raise NothingSuggested
-    with aid.patched():
-        return _dynamo(job, _dynamic_shapes(job), strict=False, aid=aid)
+    def strict(self, job: Job) -> onnx_ir.Model:
+        # Another way to trace leads to the same operators, and to the same steps of a loop.
+        if has_loops(job.eager.module) or (self.error is not None and classify(self.error).kind in _STAYING):
+            raise NothingSuggested
+        return _dynamo(job, _dynamic_shapes(job), strict=True)
 
-
-def _strict(job: Job) -> onnx_ir.Model:
-    return _dynamo(job, _dynamic_shapes(job), strict=True)
+    def _made(self, export: Callable[[], onnx_ir.Model]) -> onnx_ir.Model:
+        try:
+            return export()
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _dynamic_shapes(job: Job, *, named: bool = False) -> Any:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modelops.stages._recurrences import gated_delta_rule, linear_scan, selective_scan
+
 log = logging.getLogger(__name__)
 
 
@@ -75,20 +77,36 @@ def aid_for(module: Any) -> Aid | None:
 
 
 _SCAN = "mamba_selective_scan"
+# Functions of the models' modules that go through a sequence in a loop of Python, and what does the same in a graph.
+_LOOPS: Mapping[str, Callable[..., Any]] = {
+    "torch_chunk_gated_delta_rule": gated_delta_rule,
+    "chunk_kimi_delta_attention": gated_delta_rule,
+    "mamba2_chunk_scan": selective_scan,
+}
+
+
+def has_loops(module: Any) -> bool:
+    """Whether the module goes through sequences in a loop of Python, which only an aided export can tell."""
+    places = {sys.modules.get(type(part).__module__) for part in module.modules()}
+    return any(hasattr(place, name) for place in places for name in (_SCAN, *_LOOPS))
 
 
 @contextlib.contextmanager
 def _without_loops() -> Iterator[None]:
-    """State space models take one step for every token, in a loop that a graph of any length can't hold.
+    """State space models and linear attention go through a sequence in a loop that a graph of any length can't hold.
 
-    transformers has another form of it for torch.compile, by an associative scan; for as long as the block runs that
-    form is taken, with a scan that ONNX has as well.
+    For as long as the block runs, a scan that ONNX has as well takes the place of each: of state space models by the
+    form of them that transformers has for torch.compile, with an associative scan.
     """
     # The package gives the function under the name of the module that holds it.
     places = importlib.import_module("torch._higher_order_ops.associative_scan")
-    found = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
-    found = [module for module in found if hasattr(module, _SCAN) and hasattr(module, "is_torchdynamo_exporting")]
+    models = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
+    found = [module for module in models if hasattr(module, _SCAN) and hasattr(module, "is_torchdynamo_exporting")]
     with contextlib.ExitStack() as stack:
+        for name, scan in _LOOPS.items():
+            for module in models:
+                if hasattr(module, name):
+                    stack.enter_context(_replaced(module, name, scan))
         if found:
             stack.enter_context(_replaced(places, "associative_scan", linear_scan))
         for module in found:
@@ -115,21 +133,3 @@ def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(place, name, before)
-
-
-def linear_scan(combine: Callable[[Any, Any], Any], values: Any, dim: int, **_settings: Any) -> Any:
-    """The states of ``state = gate * state + value`` along a dimension, from a state of zero, as one ONNX Scan.
-
-    Stands in for torch's associative scan of pairs of gates and values; ``combine`` is what joins two pairs.
-    """
-    import torch
-    from torch._higher_order_ops.scan import scan
-
-    gates, added = (value.movedim(dim, 0) for value in values)
-
-    def step(state: Any, pair: Any) -> Any:
-        _, following = combine((torch.ones_like(state), state), pair)
-        return following, following.clone()
-
-    _, states = scan(step, torch.zeros_like(values[1].select(dim, 0)), (gates, added))
-    return None, states.movedim(0, dim)

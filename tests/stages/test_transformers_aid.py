@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelops.stages._transformers import aid_for, linear_scan
+from modelops.stages._recurrences import gated_delta_rule, linear_scan, selective_scan
+from modelops.stages._transformers import aid_for
 
 
 @pytest.mark.parametrize("length", [1, 2, 37])
@@ -19,3 +20,40 @@ def test_a_scan_gives_what_a_loop_over_all_elements_gives(length):
 
 def test_only_models_of_transformers_are_aided():
     assert aid_for(torch.nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_the_gated_delta_rule_gives_what_transformers_gives(length):
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    draw = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, length, 2, 8, generator=draw) for _ in range(2))
+    value = torch.randn(2, length, 4, 6, generator=draw)
+    gates = {"g": -torch.rand(2, length, 4, generator=draw), "beta": torch.rand(2, length, 4, generator=draw)}
+    flags = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+    wanted = torch_chunk_gated_delta_rule(query, key, value, **gates, **flags)
+    torch.testing.assert_close(gated_delta_rule(query, key, value, **gates, **flags), wanted)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_the_gated_delta_rule_takes_a_decay_for_each_channel(length):
+    from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delta_attention
+
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, length, 2, 8, generator=draw) for _ in range(3))
+    gates = {"g": -torch.rand(2, length, 2, 8, generator=draw), "beta": torch.rand(2, length, 2, generator=draw)}
+    flags = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+    wanted = chunk_kimi_delta_attention(query, key, value, **gates, **flags)
+    torch.testing.assert_close(gated_delta_rule(query, key, value, **gates, **flags), wanted)
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_the_selective_scan_gives_what_transformers_gives(length):
+    from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+
+    draw = torch.Generator().manual_seed(0)
+    values, dt = torch.randn(2, length, 4, 6, generator=draw), torch.randn(2, length, 4, generator=draw)
+    read, write = (torch.randn(2, length, 2, 5, generator=draw) for _ in range(2))
+    given = (values, dt, -torch.rand(4, generator=draw), write, read, 8)
+    flags = {"D": torch.ones(4), "dt_bias": torch.ones(4), "dt_softplus": True, "return_final_states": True}
+    torch.testing.assert_close(selective_scan(*given, **flags), mamba2_chunk_scan(*given, **flags))
