@@ -149,6 +149,7 @@ def child_environment() -> dict[str, str]:
     env["PYTHONHASHSEED"] = "0"
     # With more threads, numpy's sums come out in another order, and what is fitted with them in other bits.
     env["OPENBLAS_NUM_THREADS"] = "1"
+    env["OMP_DYNAMIC"] = "false"  # as many threads as were asked for, on however busy a machine
     return env
 
 

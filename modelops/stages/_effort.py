@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelops.core import machine
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -20,6 +18,8 @@ LEAST_ROWS = 16
 """Rows that a model is checked on at least, those of the corners included, however large it is."""
 _AFFORDABLE = 140e9  # operations: some seconds on a core, less than exporting such a model takes
 _WORTH_THREADS = 50e9
+# However many CPUs there are: sums come out in another order on another number of threads, at some shapes and dtypes.
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ class Effort:
         return max(LEAST_ROWS, int(_AFFORDABLE / self.operations))
 
     def threads(self, rows: int) -> int:
-        """How many threads pay for that many rows; one for convolutions, whose sums depend on the number of threads."""
+        """How many threads to run that many rows on: the same on every machine, as the last bits depend on it.
+
+        Convolutions stay on one.
+        """
         if self.operations * rows <= _WORTH_THREADS or self.convolutions > 0.5:
             return 1
-        return machine.usable_cpus()
+        return _THREADS
 
 
 class Counter:
@@ -98,9 +101,9 @@ def _size(shape: Sequence[int]) -> int:
 def settle_threads(eager: Eager, first: Mapping[str, NDArray[Any]], many: int) -> str | None:
     """Choose how many threads the module runs on, by running it again on its example inputs.
 
-    ``first`` is what one thread gave. Several are used only where they give the same, bit for bit: products are split
-    over what comes out, not over what is summed up, but nobody promises that. Gives the name of an output that differs
-    between two runs on one thread, if there is one.
+    ``first`` is what one thread gave. Several are used only where they give the same, bit for bit; what they give at
+    other sizes may differ from what one thread gives, and is repeatable since their number is fixed. Gives the name of
+    an output that differs between two runs on one thread, if there is one.
     """
     known, differing = [first], None
     for threads in (many, 1, 1) if many > 1 else (1, 1):

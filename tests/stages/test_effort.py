@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelops.stages import _effort
+from modelops.core import machine
 from modelops.stages._eager import Eager
 from modelops.stages._effort import Counter, Effort, settle_threads
 
@@ -37,12 +37,18 @@ def test_operations_are_counted(module, shape, operations):
     assert counter.effort(2).convolutions == ("Conv" in type(module).__name__)
 
 
-def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads(monkeypatch):
-    monkeypatch.setattr(_effort.machine, "usable_cpus", lambda: 4)
+def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads():
     cheap, large, huge = Effort(4e9), Effort(7e9), Effort(500e9)
     assert [effort.rows(None) for effort in (Effort(), cheap, large, huge)] == [32, 32, 20, 16]
     assert huge.rows(32) == 32 and cheap.rows(5) == 5
-    assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap, Effort(8e9, 0.9))] == [1, 1, 4, 1]
+    assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap, Effort(8e9, 0.9))] == [1, 1, 2, 1]
+
+
+def test_threads_do_not_depend_on_how_many_cpus_there_are(monkeypatch):
+    monkeypatch.setattr(machine, "usable_cpus", lambda: 1)
+    one = Effort(7e9).threads(32)
+    monkeypatch.setattr(machine, "usable_cpus", lambda: 64)
+    assert Effort(7e9).threads(32) == one
 
 
 class Recorded(nn.Module):
