@@ -7,7 +7,7 @@ Where no row can be masked wholly they are dead; where attention is fused, they 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,7 +17,7 @@ _PASSES_ON: Final = {
     "Where": (1, 2), "Expand": (0,), "Unsqueeze": (0,), "Squeeze": (0,), "Reshape": (0,), "Slice": (0,),
     "Transpose": (0,), "Identity": (0,), "Flatten": (0,), "Gather": (0,), "Tile": (0,),
 }  # fmt: skip
-_DEEPEST: Final = 64
+_MOST: Final = 1000  # values that a mask is made of; with more, nothing is proven
 _MASK_AT: Final = 5
 
 
@@ -68,20 +68,39 @@ def keep_behind(graph: ir.Graph, domain: str) -> int:
     return found
 
 
-def is_finite(value: ir.Value, depth: int = 0) -> bool:
-    """Whether a mask is provably finite: chosen from, and spread out of, constants that are."""
+def is_finite(value: ir.Value) -> bool:
+    """Whether a mask is provably finite: chosen from, and spread out of, constants that are.
+
+    Finite is what stays so when a score is added: for float16, at most half of the largest value.
+    """
+    seen, open_ends = {id(value)}, [value]
+    while open_ends:
+        value = open_ends.pop()
+        if value.const_value is not None:
+            if not _all_finite(value.const_value.numpy()):
+                return False
+            continue
+        node = value.producer()
+        if node is None or len(seen) > _MOST or node.domain:
+            return False
+        places = range(len(node.inputs)) if node.op_type == "Concat" else _PASSES_ON.get(node.op_type, ())
+        inputs = [node.inputs[at] for at in places]
+        if not inputs or None in inputs:
+            return False
+        for one in inputs:
+            if one is not None and id(one) not in seen:
+                seen.add(id(one))
+                open_ends.append(one)
+    return True
+
+
+def _all_finite(array: Any) -> bool:
     import numpy as np
 
-    if value.const_value is not None:
-        array = value.const_value.numpy()
-        return array.dtype.kind in "biu" or bool(np.isfinite(array.astype(np.float64)).all())
-    node = value.producer()
-    if node is None or depth > _DEEPEST or node.domain:
-        return False
-    if node.op_type == "Concat":
-        return all(one is not None and is_finite(one, depth + 1) for one in node.inputs)
-    inputs = [node.inputs[at] for at in _PASSES_ON.get(node.op_type, ())]
-    return bool(inputs) and all(one is not None and is_finite(one, depth + 1) for one in inputs)
+    if array.dtype.kind in "biu":
+        return True
+    most = np.finfo(np.float16).max / 2 if array.dtype == np.float16 else np.inf
+    return bool((np.isfinite(array.astype(np.float64)) & (np.abs(array.astype(np.float64)) <= most)).all())
 
 
 def _softmax(node: ir.Node) -> ir.Node | None:

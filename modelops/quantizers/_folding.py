@@ -165,9 +165,12 @@ def _values_of(attention: ir.Node) -> tuple[ir.Node, int] | None:
     """(product that gives the values of an attention, its first column of them); None where it is no plain product."""
     if attention.op_type != "MultiHeadAttention" or any(value is not None for value in attention.inputs[6:8]):
         return None
+    # Keys and values that are kept for the next token would be scaled too.
+    if any(list(output.uses()) or output.is_graph_output() for output in attention.outputs[1:]):
+        return None
     value, bias = _input(attention, 2), _input(attention, 3)
     producer = value.producer() if value is not None else None
-    if value is None or producer is None or len(list(value.uses())) != 1:
+    if value is None or producer is None or len(list(value.uses())) != 1 or value.is_graph_output():
         return None
     if bias is not None and not bias.is_initializer():
         return None
@@ -176,6 +179,8 @@ def _values_of(attention: ir.Node) -> tuple[ir.Node, int] | None:
         sizes = _input(producer, 1)
         source = producer.inputs[0]
         if sizes is None or sizes.const_value is None or source is None or len(list(source.uses())) != 1:
+            return None
+        if source.is_graph_output():
             return None
         if "axis" not in producer.attributes or producer.attributes["axis"].as_int() != -1:
             return None

@@ -1,4 +1,4 @@
-"""What calibration found, remembered by content: the graph, the samples as they are fed, and onnxruntime's version.
+"""What calibration found, remembered by content: the graph, the samples as they are fed, and the tools' versions.
 
 Facts are kept by tensor, so that leaving out a node, or another choice of nodes, never calibrates again. What can't be
 read, or is not what was written, counts as not remembered.
@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import modelops
 from modelops.core import cache, machine
 from modelops.core.progress import progress
 from modelops.errors import InputRefused
@@ -32,7 +33,8 @@ class Memory:
         """InputRefused when there are no samples, or when they hold NaN or infinity."""
         self.model, self.feeds, self.scratch = model, feeds, scratch
         version = machine.installed("onnxruntime")
-        self._key = f"{graph_digest(model)} {samples_digest(feeds)} onnxruntime {version}"
+        tools = f"onnxruntime {version} modelops {modelops.__version__}"
+        self._key = f"{graph_digest(model)} {samples_digest(feeds)} {tools}"
 
     def extents(self, names: Iterable[str]) -> dict[str, Extent]:
         """The extent of every tensor."""
@@ -49,7 +51,7 @@ class Memory:
             wanted = {name: seen[name] for name in missing}
             return ranges(self.model, wanted, rule, percentile, self.feeds, self.scratch)
 
-        return self.recalled(f"{rule} {percentile:g}", seen, found, list, _range)
+        return self.recalled(f"{rule} {percentile!r}", seen, found, list, _range)
 
     def recalled(
         self,
@@ -83,7 +85,7 @@ def _range(value: Any) -> Range:
 def graph_digest(model: onnx.ModelProto) -> str:
     """The SHA-256 of a graph and its weights; of graphs of any size."""
     digest, graph = hashlib.sha256(), model.graph
-    for part in (*model.opset_import, *graph.input, *graph.node, *graph.output):
+    for part in (*model.opset_import, *model.functions, *graph.input, *graph.node, *graph.output):
         digest.update(part.SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
         digest.update(f"{tensor.name}\0{tensor.data_type}\0{list(tensor.dims)}\0".encode())

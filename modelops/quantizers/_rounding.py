@@ -39,7 +39,7 @@ class Scheme:
 
 def decibels(error: float) -> float:
     """Power of an error over that of the signal, as signal over noise."""
-    return round(-10 * math.log10(max(error, 1e-12)), 2)
+    return round(-10 * math.log10(min(max(error, 1e-12), 1e12)), 2)
 
 
 def scales(weights: NDArray[Any], scheme: Scheme) -> NDArray[Any]:

@@ -46,7 +46,7 @@ class Cost:
 
     @property
     def decibels(self) -> float:
-        return -10 * math.log10(max(self.error, 1e-12))
+        return -10 * math.log10(min(max(self.error, 1e-12), 1e12))
 
 
 def costs(
@@ -93,7 +93,7 @@ def held_out(feeds: Feeds) -> Iterable[Mapping[str, Any]]:
 
 
 class _Errors:
-    """Power of signal and noise by output, over batches."""
+    """Power of signal and noise by output, over batches; infinite noise where NaN or infinity came in."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
@@ -107,7 +107,9 @@ class _Errors:
             signal, difference = wanted.astype(np.float64), made[name] - wanted
             known = np.isfinite(signal) & np.isfinite(difference)
             sums = self._sums.setdefault(name, [0.0, 0.0])
-            sums[0] += float((signal[known] ** 2).sum())
+            if not np.isfinite(made[name][np.isfinite(signal)]).all():
+                sums[1] = math.inf
+            sums[0] += float((signal[np.isfinite(signal)] ** 2).sum())
             sums[1] += float((difference[known].astype(np.float64) ** 2).sum())
 
     @property

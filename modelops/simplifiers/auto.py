@@ -144,15 +144,18 @@ class Auto(Simplifier):
         return best
 
     def _is_faster(self, one: _Attempt, plain: Path, workbench: Arena) -> bool:
+        if not self.speed_budget:
+            return True
         pace = self._pace(one, plain, workbench)
-        if pace is not None and (pace.verdict == "fail" or pace.speedup < 1.0):
+        if pace is None:
+            one.drop("not faster", f"its speed {one.found['speed']}")
+            return False
+        if pace.verdict == "fail" or pace.speedup < 1.0:
             one.drop("not faster", f"{pace.text} of the plain graph")
             return False
         return True
 
     def _pace(self, one: _Attempt, than: Path, workbench: Arena) -> Pace | None:
-        if not self.speed_budget:
-            return None
         try:
             pace = workbench.pace(one.place, than, self.speed_budget)
         except Inconclusive as error:

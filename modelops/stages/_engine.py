@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class EngineBench(SampleBench):
         self._allowance = allowance
         self._memory = allowance.memory_bytes
         self._ends = time.monotonic() + allowance.wall_seconds
-        self._count = 0
+        self._numbers = itertools.count(1)
         self._judged: dict[str, list[Check]] = {}
 
     def side_by_side(self, works: Sequence[Callable[[], None]], needs: Sequence[int]) -> None:
@@ -86,8 +87,8 @@ class EngineBench(SampleBench):
         from modelops.graphs import files
 
         limits = self._left(engine)
-        self._count += 1
-        place = self.scratch / f"engine-{self._count}-{engine.name}" / "model.onnx"
+        # Works side by side ask for numbers at the same time.
+        place = self.scratch / f"engine-{next(self._numbers)}-{engine.name}" / "model.onnx"
         place.parent.mkdir()
         arguments = {
             "engine": described(engine),

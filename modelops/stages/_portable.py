@@ -104,7 +104,13 @@ def check(source: Artifact, model: Path, rows: Rows) -> Check:
         return Check("portable", "fail", found.why)
     with running(model) as plain, exactly(model) as exact:
         sides = [Side(session, signature(model)) for session in (plain, exact)]
-        differences = compare_models(sides[0], sides[1], _most(rows.stream(source))).differences
+        compared = compare_models(sides[0], sides[1], _most(rows.stream(source)))
+    for failure in compared.failures:
+        text = f"it does not run as on CPUs without VNNI on {failure['inputs']}: {failure['error']}"
+        return Check("portable", "fail", text)
+    differences = compared.differences
+    if not differences:
+        return Check("portable", "inconclusive", f"{found.why}; there were no inputs to try it on")
     for difference in differences.values():
         if problem := _apart(difference):
             return Check("portable", "fail", f"{difference.output}: {problem} on CPUs without VNNI", n=difference.rows)
@@ -125,6 +131,10 @@ def _apart(difference: Difference) -> str:
     """How outputs that were computed in the two ways differ; empty where they do not."""
     if difference.problem:
         return difference.problem
+    if difference.mask_mismatches:
+        return f"{difference.mask_mismatches} elements are NaN or infinite on one side alone"
+    if difference.exact:
+        return "" if difference.identical else "integers or texts change"
     if difference.top1 is not None and difference.decisions:
         changed = round((1 - difference.top1) * difference.decisions)
         return f"{changed} of {difference.decisions} decisions change" if changed else ""

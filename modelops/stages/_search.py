@@ -59,6 +59,8 @@ class Search:
         self.remembered = 0
         self._started = time.monotonic()
         self._longest = 0.0
+        # Whether the last attempt ended in an error: of too little memory or disk, say, which may be there next time.
+        self._broke = False
         self._facts = _facts(attempts)
 
     def run(self) -> Tried | None:
@@ -150,7 +152,7 @@ class Search:
             self.remembered += 1
         else:
             tried = Tried(self._attempt(candidate, count))
-            if keys:
+            if keys and not self._broke:
                 cache.put(_KIND, keys["accuracy"], tried.attempt.remembered)
         if tried.attempt.failed:
             tried.untimed = "not accurate enough" if not tried.attempt.impossible else "there is nothing to time"
@@ -162,6 +164,9 @@ class Search:
         if look is None:
             if tried.attempt.place is None:
                 self._made_again(tried, candidate, count)
+                if (again := tried.attempt).failed:
+                    tried.untimed = "made again, it came out otherwise"
+                    return tried
             look = self._look(tried.attempt)
             if keys and look["ratios"]:
                 cache.put(_KIND, keys["speed"], look)
@@ -173,11 +178,13 @@ class Search:
         folder = self.attempts.scratch / f"candidate-{len(self.tried)}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        self._broke = False
         try:
             attempt = self.attempts.made(candidate, folder / MODEL)
             if not attempt.impossible:
                 self.attempts.judge(attempt, count)
         except (StageFailed, ResourceExhausted) as error:  # of this candidate alone; bad data ends the search
+            self._broke = True
             method = described(candidate.method) if candidate.method is not None else {"name": "float"}
             return Attempt(candidate.name, method, impossible=error.message, hint=error.hint)
         return attempt
@@ -340,7 +347,7 @@ def _code() -> str:
     """The digest of the code that makes and judges candidates: other code may make others."""
     root = Path(modelops.__file__).parent
     total = hashlib.sha256()
-    for folder in ("quantizers", "measures"):
+    for folder in ("quantizers", "measures", "graphs", "stages"):
         for file in sorted((root / folder).glob("*.py")):
             total.update(file.name.encode() + b"\0" + file.read_bytes())
     return total.hexdigest()

@@ -43,6 +43,8 @@ def transition_of(step: Step) -> TransitionName:
     if step.stage == "prune":
         return "prune"
     if step.stage == "quantize":
+        if step.report.details.get("decision") == "kept-source":
+            return "structural"
         method = step.options.get("method")
         name = str(method.get("name") if isinstance(method, dict) else method)
         if name == "auto":

@@ -11,7 +11,7 @@ from typing import Any
 
 from modelops.datasets.python_function import code_of, function_of, user_code
 from modelops.errors import InputRefused
-from modelops.measures.metrics import TaskMetric, task_metric
+from modelops.measures.metrics import METRICS, TaskMetric, task_metric
 
 _HINT = "it must take (outputs, labels), arrays with one row per sample, and return one number"
 
@@ -44,7 +44,9 @@ def user_metric(metric: str | None) -> Iterator[TaskMetric | None]:
     with user_code(path):
         function = function_of(path)
     higher = bool(getattr(function, "higher_is_better", True))
-    yield TaskMetric(metric.rpartition(":")[2], _scored(path, function), higher=higher)
+    name = metric.rpartition(":")[2]
+    # What is known of a metric of ours by its name, such as its bounds from counts, is not true of the user's.
+    yield TaskMetric(path.name if name in METRICS else name, _scored(path, function), higher=higher)
 
 
 def _scored(path: Path, function: Callable[..., Any]) -> Callable[[Any, Any], float]:

@@ -112,3 +112,16 @@ def test_a_sum_and_its_normalization_run_apart_and_give_the_same(
     runs.session(tmp_path / "apart.onnx", optimized=tmp_path / "optimized.onnx").close()
     assert "SkipLayerNormalization" not in operators(tmp_path / "optimized.onnx")
     assert sqnr(outputs(fused_encoder, states), outputs(tmp_path / "apart.onnx", states)) > 110
+
+
+def test_values_that_are_kept_for_the_next_token_are_not_scaled(fused_encoder: Path) -> None:
+    import onnx_ir as ir
+
+    model = read(fused_encoder)
+    product = _product(model, "values")
+    attention = product.node.inputs[0].producer()
+    assert attention is not None
+    attention.resize_outputs(3)
+    attention.outputs[2].name, attention.outputs[2].type = "present", ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(attention.outputs[2])
+    assert _folding.place_of(product.node.inputs[0], [product.node]) == "multiply"

@@ -10,7 +10,8 @@ from quantizer_models import Bench, arrays, model_of, operators, outputs, sqnr, 
 from modelops.errors import GateFailed, UsageError
 from modelops.quantizers import Quantizer
 from modelops.quantizers._captures import Batch, Capture
-from modelops.quantizers._rounding import Scheme, compensated, nearest
+from modelops.quantizers._rounding import Scheme, compensated, decibels, nearest
+from modelops.quantizers._sensitivity import _Errors
 from modelops.quantizers.dynamic import Dynamic
 from modelops.quantizers.static import Static
 
@@ -158,3 +159,9 @@ def test_a_capture_judges_by_what_it_was_not_fitted_on() -> None:
     assert Capture([batch], []).judging == [batch]
     other = Batch(np.zeros((2, 3), np.float32), np.zeros(3), np.zeros(3))
     assert Capture([batch], [other]).judging == [other]
+
+
+def test_an_output_that_became_nan_counts_as_lost() -> None:
+    errors = _Errors()
+    errors.add({"y": np.ones((4, 4), np.float32)}, {"y": np.full((4, 4), np.nan, np.float32)})
+    assert errors.worst == np.inf and decibels(errors.worst) == -120

@@ -86,6 +86,17 @@ def test_a_corrupted_entry_is_calibrated_anew(
     assert len(runs_counted) == 4
 
 
+def test_percentiles_next_to_each_other_are_told_apart(
+    conv_net: Path, images: Any, tmp_path: Path, runs_counted: list[int]
+) -> None:
+    model = onnx.load(conv_net)
+    memory = Memory(model, lambda: iter([images]), tmp_path)
+    seen = memory.extents(["image"])
+    low = memory.ranges(seen, "percentile", 99.99999)
+    runs_counted.clear()
+    assert low and memory.ranges(seen, "percentile", 100.0) and runs_counted == [1]
+
+
 def test_an_extent_comes_back_as_it_was_and_nothing_else_does() -> None:
     found = Extent()
     found.add(-1.5, 2.0, 10)

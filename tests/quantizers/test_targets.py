@@ -81,6 +81,7 @@ def test_avx2_without_vnni_is_seen_to_overflow() -> None:
         ({"signed": 1.0, "overflows": True}, "x86-avx2"),
         ({"signed": 1.0, "overflows": False}, "x86-vnni"),
         ({"signed": 9.0, "overflows": False}, "arm"),
+        ({"signed": 9.0, "overflows": True}, "x86-avx2"),
     ],
 )
 def test_auto_follows_what_the_kernels_did(monkeypatch: pytest.MonkeyPatch, kernels: Any, name: str) -> None:

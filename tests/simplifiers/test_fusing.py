@@ -13,6 +13,7 @@ from onnx import numpy_helper, parser
 
 from modelops.core.artifact import Artifact, drafting
 from modelops.core.report import Metric, Report
+from modelops.errors import Inconclusive
 from modelops.graphs.describe import summary
 from modelops.graphs.wrap import wrap
 from modelops.simplifiers import REGISTRY, Pace
@@ -102,6 +103,17 @@ def test_a_fused_graph_is_kept_where_it_is_measured_faster(
     monkeypatch.setattr(EngineBench, "pace", pace)
     report, operators = simplified(source, {**FUSING, "speed_budget": 5.0})
     assert report and any(":" in op for op in operators) is fused
+
+
+def test_a_fused_graph_that_could_not_be_timed_is_not_kept(source: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pace(*_: Any) -> Pace:
+        raise Inconclusive("the machine is too noisy")
+
+    monkeypatch.setattr(EngineBench, "pace", pace)
+    report, operators = simplified(source, {**FUSING, "speed_budget": 5.0})
+    assert report and not any(":" in op for op in operators)
+    reasons = [item["reason"] for item in report.details["attempts"] if item["outcome"] == "not faster"]
+    assert reasons and all("the machine is too noisy" in reason for reason in reasons)
 
 
 def test_a_fused_graph_that_differs_is_refused(source: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,15 @@ from modelops.core.report import Metric, Report
 from modelops.core.workbench import Done
 from modelops.errors import Inconclusive, UsageError
 from modelops.graphs.wrap import wrap
+from modelops.measures.comparison import Comparison
 from modelops.measures.drops import Drop, judge_drop, paired_bounds
 from modelops.quantizers.dynamic import Dynamic
 from modelops.quantizers.float16 import Float16
 from modelops.quantizers.static import Static
 from modelops.quantizers.weights import Weights
-from modelops.stages import quantize
+from modelops.stages import _portable, quantize
+from modelops.stages._losses import Rows
+from modelops.stages._measuring import Findings
 from modelops.stages._portable import portability
 from modelops.stages.quantize import Pace, Quantize
 
@@ -247,6 +250,28 @@ def test_a_portable_model_is_checked_and_another_says_that_it_is_not(run: Any, t
     assert any("not portable: 2 of 2 integer weights use all 8 bits" in note for note in report.notes)
     report, _ = run(Quantize(method=Dynamic(target="portable", reduce_range="no"), data=data))
     assert check(report, "portable").verdict == "fail" and report.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("plain", "exact", "verdict"),
+    [
+        (np.arange(64), np.arange(64), "pass"),
+        (np.arange(64), np.arange(64)[::-1], "fail"),
+        (np.ones((64, 3), np.float32), np.full((64, 3), np.nan, np.float32), "fail"),
+        (np.ones((64, 3), np.float32), None, "fail"),
+        (None, None, "inconclusive"),
+    ],
+)
+def test_portable_is_only_what_gives_the_same_both_ways(
+    classifier: Artifact, monkeypatch: pytest.MonkeyPatch, plain: Any, exact: Any, verdict: str
+) -> None:
+    comparison = Comparison(batched=True)
+    failures = [{"inputs": "batch 0", "error": "no kernel"}] if plain is not None and exact is None else []
+    if exact is not None:
+        comparison.add({"y": plain}, {"y": exact})
+    found = Findings(comparison.differences(), failures)
+    monkeypatch.setattr(_portable, "compare_models", lambda *_: found)
+    assert _portable.check(classifier, classifier.model, Rows("rows", True)).verdict == verdict
 
 
 @pytest.mark.parametrize(("largest", "portable"), [(64, True), (65, False)])

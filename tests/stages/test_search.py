@@ -232,6 +232,23 @@ def test_a_candidate_that_crashes_its_tool_is_one_row(
     assert row["outcome"] == "not possible" and row["reason"] == "the tool broke"
 
 
+def test_a_candidate_that_an_error_stopped_is_tried_again_next_time(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelops.errors import ResourceExhausted
+
+    def full(*_: Any) -> Any:
+        raise ResourceExhausted("no space left on device")
+
+    looked(monkeypatch, {"dynamic": 3.0, "static, best ranges": 1.9})
+    with monkeypatch.context() as patch:
+        patch.setattr(Dynamic, "quantize", full)
+        report, _ = ran(Quantize(data=data), net, tmp_path)
+        assert report.details["candidate"] == "static, best ranges"
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.details["candidate"] == "dynamic"
+
+
 _SEARCH = """
 import sys
 from pathlib import Path

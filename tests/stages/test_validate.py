@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -474,6 +475,12 @@ def test_gate_of_the_user_replaces_that_of_the_table(tmp_path: Path) -> None:
 )
 def test_transition_is_told_from_the_steps_between(model: list[Step], other: list[Step], expected: str) -> None:
     assert _transitions.between(model, other) == expected
+
+
+def test_a_float_model_that_was_kept_is_held_to_what_changes_nothing() -> None:
+    kept = step("quantize", method={"name": "static"})
+    kept = replace(kept, report=replace(kept.report, details={"decision": "kept-source"}))
+    assert _transitions.between([step("convert"), kept], [step("convert")]) == "structural"
 
 
 def test_histories_choose_the_gates(tmp_path: Path) -> None:

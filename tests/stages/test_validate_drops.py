@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_validate import artifact, bare, classes, data, measure, run_numpy, step, validate, verdicts
 
 from modelops.errors import StageFailed, UsageError
+from modelops.measures.drops import drop, judge_drop
 from modelops.pipeline._work import bind
+from modelops.stages._user_metric import user_metric
 from modelops.stages.validate import Validate
 
 METRIC = """
@@ -67,6 +70,19 @@ def test_functions_of_the_users_are_metrics(tmp_path: Path, function: str) -> No
     assert verdicts(good)[f"{function}.drop"] == "pass"
     assert verdicts(bad)[f"{function}.drop"] == "fail"
     assert [Path(entry["path"]).name for entry in good.details["code_executed"]] == ["metrics.py"]
+
+
+def test_a_function_named_like_a_metric_of_ours_is_judged_by_what_it_returns(tmp_path: Path) -> None:
+    """One row in ten counts: what ours would make of the other nine proves nothing."""
+    code = tmp_path / "rare.py"
+    code.write_text("def top1(outputs, labels):\n    return float((outputs == labels)[labels > 0].mean())\n")
+    labels = np.arange(1000) % 10 // 9
+    after = np.where(np.arange(1000) % 100 == 9, 0, labels)  # a tenth of those that count
+    with user_metric(f"{code}:top1") as rule:
+        assert rule is not None
+        found = drop(labels, after, labels, rule)
+    assert found.drop == pytest.approx(0.1) and found.bound > found.drop
+    assert judge_drop(found, 0.12).verdict == "inconclusive"
 
 
 def test_a_metric_that_changes_is_other_work(tmp_path: Path) -> None:
