@@ -89,10 +89,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _whole(values: Mapping[str, Any]) -> bool:
-    """Whether every part is there, and every figure is a number."""
+    """Whether every part is there, with what is known of any model, and every figure is a number."""
     if not all(isinstance(values.get(name), kind) for name, kind in _PARTS.items()):
         return False
     latency = values["latency_ms"]
+    if None in (values["figures"].get("size_bytes"), latency.get("p50")):
+        return False
     numbers = [*values["figures"].values(), *(latency.get(name) for name in ("p50", "low", "high", "busy"))]
     return all(number is None or (type(number) in (int, float) and number >= 0) for number in numbers)
 
@@ -102,9 +104,7 @@ def checks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Check]:
     found = []
     for name, allowed in _ALLOWED.items():
         old, new = before["figures"].get(name), now["figures"].get(name)
-        if old is None or new is None or (name in _ON_ONE_FEED and before["feed"] != now["feed"]):
-            continue
-        if name.startswith("memory") and before["backend"] != now["backend"]:
+        if old is None or new is None or _apart(name, before, now):
             continue
         most = old * (1 + allowed)
         if name.startswith("memory"):
@@ -113,6 +113,12 @@ def checks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Check]:
         verdict = "pass" if new <= most else "fail"
         found.append(Check(f"baseline.{name}", verdict, grown, new, f"<= {most:,.0f}"))  # type: ignore[arg-type]
     return [*found, *_latency(before, now)]
+
+
+def _apart(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a figure depends on what was not the same: inputs, or for memory the backend."""
+    other = name in _ON_ONE_FEED and before["feed"] != now["feed"]
+    return other or (name.startswith("memory") and before["backend"] != now["backend"])
 
 
 def why_advisory(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -142,8 +148,13 @@ def _latency(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Check]:
 
 
 def notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What may be said of timings that are not judged."""
+    """What may be said of figures and timings that are not judged."""
+    found = []
+    known = [name for name in _ALLOWED if before["figures"].get(name) is not None]
+    if left := [name for name in known if now["figures"].get(name) is None or _apart(name, before, now)]:
+        named = ", ".join(name.removesuffix("_bytes").replace("_", " ") for name in left)
+        found.append(f"not held against the baseline, whose inputs or backend differ: {named}")
     if not (why := why_advisory(before, now)):
-        return []
+        return found
     old, new = before["latency_ms"]["p50"], now["latency_ms"]["p50"]
-    return [f"median latency {new:.4g} ms, baseline {old:.4g} ms: no verdict, since {why}"]
+    return [*found, f"median latency {new:.4g} ms, baseline {old:.4g} ms: no verdict, since {why}"]

@@ -76,6 +76,8 @@ def _refuse_unknown(estimator: Any) -> None:
     if is_classifier(estimator):
         if not hasattr(estimator, "predict_proba"):
             raise StageFailed(f"{name} gives no probabilities", hint="use a classifier with predict_proba")
+        if isinstance(estimator.classes_, list):
+            raise StageFailed(f"{name} was fitted on several labels at once", hint="convert one classifier for each")
     elif not is_regressor(estimator):
         raise StageFailed(f"{name} is neither a classifier nor a regressor", hint="convert the model that predicts")
 
@@ -94,12 +96,12 @@ def _converted(estimator: Any, opset: int) -> tuple[onnx.ModelProto, list[str]]:
         warnings.simplefilter("ignore")
         model = convert_sklearn(estimator, initial_types=types, options=options, target_opset=opset)
     notes = []
-    if classifier and _named_by_text(estimator):
+    if classifier and not _numbered(estimator):
         kept = [value for value in model.graph.output if value.name != "label"]
         del model.graph.output[:]
         model.graph.output.extend(kept)
         classes = ", ".join(map(str, estimator.classes_[:20]))
-        notes.append(f"the classes are texts: probabilities alone are converted, in the order {classes}")
+        notes.append(f"the classes are no integers: probabilities alone are converted, in the order {classes}")
     if not classifier:
         _rename_output(model, "prediction")
     for value in (*model.graph.input, *model.graph.output):
@@ -108,8 +110,9 @@ def _converted(estimator: Any, opset: int) -> tuple[onnx.ModelProto, list[str]]:
     return model, notes
 
 
-def _named_by_text(estimator: Any) -> bool:
-    return bool(estimator.classes_.dtype.kind not in "iub")
+def _numbered(estimator: Any) -> bool:
+    """Whether the classes are integers, which a graph can give as labels."""
+    return bool(estimator.classes_.dtype.kind in "iub")
 
 
 def _rename_output(model: onnx.ModelProto, name: str) -> None:
@@ -127,7 +130,7 @@ def _case(name: str, estimator: Any, rows: NDArray[Any]) -> Case:
 
     if is_classifier(estimator):
         exact = {"probabilities": np.asarray(estimator.predict_proba(rows), dtype=np.float64)}
-        labels = {} if _named_by_text(estimator) else {"label": np.asarray(estimator.predict(rows), dtype=np.int64)}
+        labels = {"label": np.asarray(estimator.predict(rows), dtype=np.int64)} if _numbered(estimator) else {}
     else:
         exact = {"prediction": np.asarray(estimator.predict(rows), dtype=np.float64).reshape(len(rows), -1)}
         labels = {}

@@ -165,6 +165,23 @@ def test_a_model_that_grew_beyond_its_baseline_fails(
     assert not file.exists() and any("was not written" in note for note in grown.notes)
 
 
+@pytest.mark.parametrize(("part", "name"), [("figures", "size_bytes"), ("latency_ms", "p50")])
+def test_a_baseline_that_lacks_what_every_model_has_is_refused(part: str, name: str, tmp_path: Path) -> None:
+    whole = {**summary(), "figures": {"size_bytes": 10}}
+    _baseline.save(tmp_path / "whole.json", whole)
+    assert _baseline.load(tmp_path / "whole.json")["figures"] == {"size_bytes": 10}
+    _baseline.save(tmp_path / "part.json", {**whole, part: {**whole[part], name: None}})
+    with pytest.raises(InputRefused, match="no baseline"):
+        _baseline.load(tmp_path / "part.json")
+
+
+def test_figures_of_other_inputs_are_named_as_not_compared() -> None:
+    before = {**summary(), "figures": {"size_bytes": 10, "macs": 5, "memory_of_model_bytes": 7}}
+    now = {**before, "feed": {"x": {"dtype": "float32", "shape": [8, 64]}}}
+    assert [check.name for check in _baseline.checks(before, now)] == ["baseline.size_bytes"]
+    assert any(note.endswith(": macs, memory of model") for note in _baseline.notes(before, now))
+
+
 def test_a_saved_baseline_is_held_against_later(artifact: Artifact, tmp_path: Path, quick: None) -> None:
     file = tmp_path / "baseline.json"
     bench(artifact, tmp_path / "first", save_baseline=str(file))

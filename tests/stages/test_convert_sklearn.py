@@ -11,6 +11,7 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
@@ -80,6 +81,12 @@ def test_classes_with_names_leave_the_probabilities(tmp_path):
     assert any("in the order setosa, versicolor, virginica" in note for note in report.notes)
 
 
+def test_classes_in_floating_point_leave_the_probabilities(tmp_path):
+    model = LogisticRegression().fit(np.eye(4), [0.0, 2.0, 0.0, 2.0])
+    report, _ = convert(tmp_path / "out", _saved(tmp_path / "m.joblib", model), allow_code=True)
+    assert any("no integers" in note and "in the order 0.0, 2.0" in note for note in report.notes)
+
+
 def test_the_same_estimator_gives_the_same_bytes(tmp_path, cancer):
     source = _saved(tmp_path / "m.joblib", cancer[0])
     for name in ("a", "b"):
@@ -110,12 +117,13 @@ def test_joblib_never_runs_without_leave(tmp_path):
         (LinearRegression(), "is not fitted"),
         (KMeans(2, n_init=1).fit(np.eye(4)), "neither a classifier nor a regressor"),
         (LinearSVC().fit(np.eye(4), [0, 1, 0, 1]), "gives no probabilities"),
+        (KNeighborsClassifier(1).fit(np.eye(4), np.eye(4, 2, dtype=int)), "on several labels at once"),
         (
             make_pipeline(FunctionTransformer(np.sin, validate=True), LinearRegression()).fit(np.eye(4), np.arange(4)),
             "skl2onnx failed",
         ),
     ],
-    ids=["dict", "unfitted", "clusters", "svc", "function"],
+    ids=["dict", "unfitted", "clusters", "svc", "labels", "function"],
 )
 def test_what_can_not_be_converted_is_said(tmp_path, model, said):
     with pytest.raises(StageFailed, match=said):
