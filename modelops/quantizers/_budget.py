@@ -1,4 +1,6 @@
-"""Nodes go back to float until what quantization costs stays within a budget, on samples held out from calibration.
+"""Nodes go back to float until what quantization costs stays within a budget, on samples held out from what is fitted.
+
+Ranges of activations by rules that fit nothing, such as minmax, take in these samples too.
 
 The whole model is quantized and measured first; only when it is not good enough are its nodes measured one by one, and
 those chosen that cost least speed for the error that they make. Then it is quantized and measured again: where errors

@@ -2,8 +2,8 @@
 
 Every node that would be quantized gets a twin with quantized inputs, weights and results, in float arithmetic; a switch
 among the model's inputs says which twin runs in place of its node. So one session measures all nodes, on samples that
-were held out from calibration, and an error is what reaches the outputs: isolated at its node, with everything that is
-downstream of it::
+were held out from what is fitted, and an error is what reaches the outputs: isolated at its node, with everything that
+is downstream of it::
 
     y = If(switch == 7) { MatMul(DQ(Q(x)), DQ(int8 W)) } else { MatMul(x, W) }
 

@@ -162,11 +162,9 @@ class Search:
             return tried
         look = cache.get(_KIND, keys["speed"]) if keys else None
         if look is None:
-            if tried.attempt.place is None:
-                self._made_again(tried, candidate, count)
-                if (again := tried.attempt).failed:
-                    tried.untimed = "made again, it came out otherwise"
-                    return tried
+            if tried.attempt.place is None and self._made_again(tried, candidate, count).failed:
+                tried.untimed = "made again, it came out otherwise"
+                return tried
             look = self._look(tried.attempt)
             if keys and look["ratios"]:
                 cache.put(_KIND, keys["speed"], look)
@@ -189,13 +187,14 @@ class Search:
             return Attempt(candidate.name, method, impossible=error.message, hint=error.hint)
         return attempt
 
-    def _made_again(self, tried: Tried, candidate: Candidate, count: int) -> None:
+    def _made_again(self, tried: Tried, candidate: Candidate, count: int) -> Attempt:
         """The file of a candidate that is only remembered; measured anew in the case that other bytes come out."""
         fresh = self._attempt(candidate, count)
         if fresh.sha256 == tried.attempt.sha256:
             tried.attempt.place = fresh.place
         else:
             tried.attempt, tried.ratios = fresh, []
+        return tried.attempt
 
     def _look(self, attempt: Attempt) -> dict[str, Any]:
         """The speed-up over float in each of a few launches, as JSON values."""
