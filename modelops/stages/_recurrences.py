@@ -34,28 +34,106 @@ def gated_delta_rule(
     value: Any,
     g: Any,
     beta: Any,
+    chunk_size: int = 64,
     initial_state: Any = None,
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     **_settings: Any,
 ) -> tuple[Any, Any]:
-    """Linear attention by the gated delta rule, a token at a time: outputs, and the last state where it is wanted.
+    """Linear attention by the gated delta rule, a chunk at a time: outputs, and the last state where it is wanted.
 
-    query and key are [batch, length, heads, key size], value [batch, length, heads, value size], beta
-    [batch, length, heads]; g is the logarithm of what is kept of the state, of the shape of beta or of key.
-    After Yang, Kautz and Hatamizadeh, "Gated Delta Networks" (2024), equation 10.
+    query and key are [batch, length, heads, key size], value [batch, length, heads, value size], g and beta
+    [batch, length, heads]; g is the logarithm of what is kept of the state. After Yang, Kautz and Hatamizadeh,
+    "Gated Delta Networks" (2024), section 3.3, and rounded as transformers' own form of it is.
     """
     import torch
     from torch._higher_order_ops.scan import scan
 
-    dtype, groups = query.dtype, value.shape[2] // key.shape[2]
+    dtype, length, groups = query.dtype, key.shape[1], value.shape[2] // key.shape[2]
     if groups != 1:
         query, key = (each.repeat_interleave(groups, dim=2) for each in (query, key))
-    if g.ndim < key.ndim:
-        g = g.unsqueeze(-1)
+    query, key, value, beta, g = (each.transpose(1, 2).float() for each in (query, key, value, beta, g))
+    query, key = _normal(query, key) if use_qk_l2norm_in_kernel else (query, key)
+    query = query * query.shape[-1] ** -0.5
+    learnt = beta.unsqueeze(-1)
+    query, key, keys, values = (_chunks(each, chunk_size) for each in (query, key, key * learnt, value * learnt))
+    kept = _chunks(g.unsqueeze(-1), chunk_size).squeeze(-1).cumsum(dim=3)
+    later = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=key.device).triu(1)
+    decay = (kept.unsqueeze(4) - kept.unsqueeze(3)).masked_fill(later, float("-inf")).exp()
+    sides = torch.cat([values, keys * kept.exp().unsqueeze(-1)], dim=-1)
+    solved = _solved((keys @ key.transpose(-1, -2)) * decay, sides)
+
+    def step(state: Any, chunk: Any) -> Any:
+        fresh, known, asked, within, key, keep = chunk
+        added = fresh - known @ state
+        return state * keep + key.transpose(-1, -2) @ added, asked @ state + within @ added
+
+    parts = (
+        *solved.split([values.shape[-1], keys.shape[-1]], dim=-1),
+        query * kept.exp().unsqueeze(-1),
+        (query @ key.transpose(-1, -2)) * decay,
+        key * (kept[..., -1:] - kept).exp().unsqueeze(-1),
+        kept[..., -1].exp()[..., None, None],
+    )
+    parts = tuple(each.movedim(2, 0) for each in parts)
+    start = torch.zeros_like(key[:, :, 0].transpose(-1, -2) @ values[:, :, 0])
+    last, outputs = scan(step, start if initial_state is None else initial_state.to(start), parts)
+    outputs = outputs.movedim(0, 2).flatten(2, 3)[:, :, :length].transpose(1, 2)
+    return outputs.to(dtype), last if output_final_state else None
+
+
+def _normal(*vectors: Any) -> list[Any]:
+    """The vectors along the last axis, with a norm of one."""
+    import torch
+
+    return [each * torch.rsqrt((each * each).sum(dim=-1, keepdim=True) + 1e-6) for each in vectors]
+
+
+def _chunks(value: Any, size: int) -> Any:
+    """[batch, heads, length, width] in chunks of the length, zeros at its end: [batch, heads, chunks, size, width]."""
+    import torch
+
+    padding = (size - value.shape[2] % size) % size
+    return torch.nn.functional.pad(value, (0, 0, 0, padding)).unflatten(2, (-1, size))
+
+
+def _solved(system: Any, sides: Any) -> Any:
+    """The solution of a triangular system with ones on its diagonal, a row at a time; what is above counts as zero."""
+    import torch
+    from torch._higher_order_ops.scan import scan
+
+    def step(solved: Any, row: Any) -> Any:
+        factors, side, here = row
+        found = side - (factors.unsqueeze(-2) @ solved).squeeze(-2)
+        return solved + here.unsqueeze(-1) * found.unsqueeze(-2), found
+
+    size = system.shape[-1]
+    rows = (system.tril(-1).movedim(3, 0), sides.movedim(3, 0), torch.eye(size, device=sides.device))
+    _, solved = scan(step, torch.zeros_like(sides), rows)
+    return solved.movedim(0, 3)
+
+
+def channel_delta_rule(
+    query: Any,
+    key: Any,
+    value: Any,
+    g: Any,
+    beta: Any,
+    initial_state: Any = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_settings: Any,
+) -> tuple[Any, Any]:
+    """The gated delta rule with a decay for every channel, a token at a time: g has the shape of key.
+
+    After the Kimi team, "Kimi Linear" (2025), equation 1.
+    """
+    import torch
+    from torch._higher_order_ops.scan import scan
+
+    dtype = query.dtype
     query, key, value, kept, beta = (each.movedim(1, 0).float() for each in (query, key, value, g, beta))
-    if use_qk_l2norm_in_kernel:
-        query, key = (each * torch.rsqrt((each * each).sum(dim=-1, keepdim=True) + 1e-6) for each in (query, key))
+    query, key = _normal(query, key) if use_qk_l2norm_in_kernel else (query, key)
     query = query * query.shape[-1] ** -0.5
 
     def step(state: Any, token: Any) -> Any:
@@ -65,11 +143,9 @@ def gated_delta_rule(
         state = state + k.unsqueeze(-1) * ((v - known) * learn.unsqueeze(-1)).unsqueeze(-2)
         return state, (state * q.unsqueeze(-1)).sum(dim=-2)
 
-    if initial_state is None:
-        start = torch.zeros_like(key[0].unsqueeze(-1) * value[0].unsqueeze(-2))
-    else:
-        start = initial_state.to(value)
-    last, outputs = scan(step, start, (query, key, value, kept.exp(), beta))
+    start = torch.zeros_like(key[0].unsqueeze(-1) * value[0].unsqueeze(-2))
+    tokens = (query, key, value, kept.exp(), beta)
+    last, outputs = scan(step, start if initial_state is None else initial_state.to(start), tokens)
     return outputs.movedim(0, 1).to(dtype), last if output_final_state else None
 
 

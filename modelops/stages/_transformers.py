@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelops.stages._recurrences import gated_delta_rule, linear_scan, selective_scan
+from modelops.stages._recurrences import channel_delta_rule, gated_delta_rule, linear_scan, selective_scan
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ _SCAN = "mamba_selective_scan"
 # Functions of the models' modules that go through a sequence in a loop of Python, and what does the same in a graph.
 _LOOPS: Mapping[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": gated_delta_rule,
-    "chunk_kimi_delta_attention": gated_delta_rule,
+    "chunk_kimi_delta_attention": channel_delta_rule,
     "mamba2_chunk_scan": selective_scan,
 }
 

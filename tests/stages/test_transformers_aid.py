@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelops.stages._recurrences import gated_delta_rule, linear_scan, selective_scan
+from modelops.stages._recurrences import channel_delta_rule, gated_delta_rule, linear_scan, selective_scan
 from modelops.stages._transformers import aid_for
 
 
@@ -22,7 +22,7 @@ def test_only_models_of_transformers_are_aided():
     assert aid_for(torch.nn.Linear(2, 2)) is None
 
 
-@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("length", [1, 7, 70])
 def test_the_gated_delta_rule_gives_what_transformers_gives(length):
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
@@ -44,7 +44,7 @@ def test_the_gated_delta_rule_takes_a_decay_for_each_channel(length):
     gates = {"g": -torch.rand(2, length, 2, 8, generator=draw), "beta": torch.rand(2, length, 2, generator=draw)}
     flags = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
     wanted = chunk_kimi_delta_attention(query, key, value, **gates, **flags)
-    torch.testing.assert_close(gated_delta_rule(query, key, value, **gates, **flags), wanted)
+    torch.testing.assert_close(channel_delta_rule(query, key, value, **gates, **flags), wanted)
 
 
 @pytest.mark.parametrize("length", [1, 9])
