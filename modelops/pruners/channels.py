@@ -90,7 +90,10 @@ class Channels(Pruner):
         return any(target is not None for target in (self.channels, self.heads, self.macs, self.latency))
 
     def aimed(self, removed: float) -> Self:
-        return dataclasses.replace(self, channels=None, heads=None, latency=None, macs=round(1 - removed, 6))
+        work = round(1 - removed, 6)
+        return dataclasses.replace(
+            self, channels=None, heads=None, latency=None, macs=work, allocation=self._allocation
+        )
 
     def prune(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.graphs import files

@@ -18,7 +18,9 @@ latency          25 %, beyond the 99 % intervals of both; on the same machine, w
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,11 +65,13 @@ def save(path: Path, summary: Mapping[str, Any]) -> None:
             load(path)
         except InputRefused as error:
             raise UsageError(f"{path} is there already, and is no baseline", hint="choose another name") from error
-    fresh = path.with_name(f".{path.name}.fresh")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(json.dumps({"schema": SCHEMA, **summary}, allow_nan=False, indent=2) + "\n", encoding="utf-8")
         fresh.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise from_os_error(error, f"writing the baseline {path}") from error
 
 

@@ -190,3 +190,9 @@ def test_tables_are_linear_between_their_points() -> None:
     assert _latency.interpolated(table, [[8, 16], [4, 8]], [12, 6]) == pytest.approx(9.0)
     assert _latency.interpolated(table, [[8, 16], [4, 8]], [4, 8]) == pytest.approx(8.0)
     assert _latency.interpolated({(): 3.0}, [], []) == 3.0
+
+
+def test_a_method_aimed_at_another_share_still_decides_where_in_its_own_way() -> None:
+    method = REGISTRY.load("channels").parse({"latency": 0.5, "round_to": 4, "importance": "l1"})
+    kept = {**method.to_dict(), "latency": None, "macs": 0.7, "allocation": "latency"}
+    assert method.aimed(0.3).to_dict() == kept
