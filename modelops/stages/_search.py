@@ -44,6 +44,8 @@ _KIND = "candidates"
 _LAUNCHES = 3
 _LOOK_SECONDS = 9.0
 _PLAN = Plan(rounds=10, most_rounds=40, warm_most_seconds=0.6)
+# The modules of this folder that have a say in what is remembered.
+_JUDGES = ("_attempts", "_compare", "_losses", "_measuring", "_search", "_tried", "_workbench")
 # Speeds nearer to each other than this are not told apart by a short look.
 _ALIKE = 1.02
 
@@ -346,7 +348,7 @@ def _code() -> str:
     """The digest of the code that makes and judges candidates: other code may make others."""
     root = Path(modelops.__file__).parent
     total = hashlib.sha256()
-    for folder in ("quantizers", "measures", "graphs", "stages"):
-        for file in sorted((root / folder).glob("*.py")):
-            total.update(file.name.encode() + b"\0" + file.read_bytes())
+    files = [file for folder in ("quantizers", "measures", "graphs") for file in sorted((root / folder).glob("*.py"))]
+    for file in (*files, *(root / "stages" / f"{name}.py" for name in _JUDGES)):
+        total.update(file.name.encode() + b"\0" + file.read_bytes())
     return total.hexdigest()
