@@ -103,6 +103,9 @@ def _without_loops() -> Iterator[None]:
     models = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
     found = [module for module in models if hasattr(module, _SCAN) and hasattr(module, "is_torchdynamo_exporting")]
     with contextlib.ExitStack() as stack:
+        for module in models:
+            if module.__name__.endswith(".modeling_llama4") and hasattr(module, "apply_rotary_emb"):
+                stack.enter_context(_replaced(module, "apply_rotary_emb", rotated))
         for name, scan in _LOOPS.items():
             for module in models:
                 if hasattr(module, name):
@@ -112,6 +115,23 @@ def _without_loops() -> Iterator[None]:
         for module in found:
             stack.enter_context(_replaced(module, _SCAN, _scanning(module, getattr(module, _SCAN))))
         yield
+
+
+def rotated(query: Any, key: Any, turns: Any) -> tuple[Any, Any]:
+    """Queries and keys [batch, length, heads, size] with neighbours turned as complex numbers, in real numbers.
+
+    The same as Llama 4's own, which indexes complex tensors [batch, length, size / 2] as torch.onnx can't.
+    """
+    import torch
+
+    cos, sin = torch.view_as_real(turns).unsqueeze(2).unbind(-1)
+
+    def turned(value: Any) -> Any:
+        real, imaginary = value.float().unflatten(-1, (-1, 2)).unbind(-1)
+        pairs = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+        return pairs.flatten(3).type_as(value)
+
+    return turned(query), turned(key)
 
 
 def _scanning(module: Any, original: Callable[..., Any]) -> Callable[..., Any]:

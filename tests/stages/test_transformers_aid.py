@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modelops.stages._recurrences import channel_delta_rule, gated_delta_rule, linear_scan, selective_scan
-from modelops.stages._transformers import aid_for
+from modelops.stages._transformers import aid_for, rotated
 
 
 @pytest.mark.parametrize("length", [1, 2, 37])
@@ -57,3 +57,13 @@ def test_the_selective_scan_gives_what_transformers_gives(length):
     given = (values, dt, -torch.rand(4, generator=draw), write, read, 8)
     flags = {"D": torch.ones(4), "dt_bias": torch.ones(4), "dt_softplus": True, "return_final_states": True}
     torch.testing.assert_close(selective_scan(*given, **flags), mamba2_chunk_scan(*given, **flags))
+
+
+def test_rotations_in_real_numbers_are_those_of_llama_4():
+    from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
+
+    draw = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 5, 4, 8, generator=draw), torch.randn(2, 5, 2, 8, generator=draw)
+    angles = torch.rand(2, 5, 4, generator=draw)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(rotated(query, key, turns), apply_rotary_emb(query, key, turns))
