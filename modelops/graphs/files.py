@@ -43,6 +43,12 @@ def rewrite(source: Path, target: Path, *, external_above: int = EXTERNAL_ABOVE)
     return notes
 
 
+def size_of(model: Path) -> int:
+    """Bytes of a graph and its external data."""
+    data = model.with_name(f"{model.name}.data")
+    return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
 def load(path: Path) -> onnx_ir.Model:
     """The model in an .onnx file, checked first; weights that lie in a file stay there until they are used.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelops.errors import tool
+from modelops.graphs.files import size_of
 from modelops.quantizers._scope import name_nodes
 
 if TYPE_CHECKING:
@@ -54,17 +55,11 @@ def _optimize(source: Path, place: Path, without: Sequence[str]) -> onnx.ModelPr
     from modelops.graphs import runs
 
     config = {"optimization.disable_specified_optimizers": ";".join(without)} if without else {}
-    if _size_of(source) > _EXTERNAL_ABOVE:
+    if size_of(source) > _EXTERNAL_ABOVE:
         config["session.optimized_model_external_initializers_file_name"] = f"{place.name}.data"
     place.unlink(missing_ok=True)
     runs.session(source, optimization="basic", config=config, optimized=place).close()
     return onnx.load(str(place))
-
-
-def _size_of(model: Path) -> int:
-    """Bytes of a graph and of the external data that modelops puts beside it."""
-    data = model.with_name(f"{model.name}.data")
-    return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

@@ -63,10 +63,13 @@ def compensated(weights: NDArray[Any], moments: NDArray[Any], scheme: Scheme) ->
     """The matrix at its levels, where later rows make up for what rounding earlier ones changed in the product.
 
     ``moments`` is XᵀX of the rows X that are multiplied with it (Frantar et al. 2022, *GPTQ*, with the order of the
-    rows as it is). The largest weight of a column stays at the last level, which keeps the grid what it was.
+    rows as it is). The largest weight of a column stays at the last level, which keeps the grid what it was. Moments
+    that overflowed tell nothing: every weight is rounded to the nearest level then.
     """
     import numpy as np
 
+    if not np.isfinite(moments).all():
+        return nearest(weights, scheme)
     steps = scales(weights, scheme)
     size = len(weights)
     damped = moments.astype(np.float64)

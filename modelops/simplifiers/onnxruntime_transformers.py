@@ -49,7 +49,7 @@ class OnnxruntimeTransformers(Simplifier):
                 opt_level=None,
                 use_gpu=False,
             )
-            model.save_model_to_file(str(raw), use_external_data_format=source.stat().st_size > _EXTERNAL_ABOVE)
+            model.save_model_to_file(str(raw), use_external_data_format=files.size_of(source) > _EXTERNAL_ABOVE)
         counts = brought_in(summary(source)["operators"], summary(raw)["operators"], DOMAIN)
         if not counts:
             return Done(notes=("no pattern of a transformer was found",))

@@ -17,6 +17,7 @@ from modelops.core.report import Check, Metric, Verdict
 from modelops.core.workbench import Done
 from modelops.errors import GateFailed
 from modelops.graphs.arrays import digest
+from modelops.graphs.files import size_of
 from modelops.measures.gates import TransitionName
 from modelops.quantizers.auto import Candidate
 from modelops.stages._losses import Rows, losses, split
@@ -235,11 +236,6 @@ class _Memory:
 
 def transition_of(method: str) -> TransitionName:
     return _TRANSITIONS.get(method, "int8")
-
-
-def size_of(model: Path) -> int:
-    data = model.with_name(f"{model.name}.data")
-    return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def _sha256(model: Path) -> str:

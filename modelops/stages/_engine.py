@@ -20,6 +20,7 @@ from modelops.core.report import Check, Metric
 from modelops.core.workbench import Done
 from modelops.core.worker import Limits
 from modelops.errors import ResourceExhausted
+from modelops.graphs.files import size_of
 from modelops.simplifiers import REGISTRY, Pace, Simplifier
 from modelops.stages._compare import structural_checks
 from modelops.stages._workbench import SampleBench
@@ -224,12 +225,6 @@ def size_check(before: int, after: int) -> Check:
     grown = 100 * (after / before - 1)
     text += f": {grown:.0f} % larger, as happens when weights that were shared are written twice"
     return Check("size", "fail", text, after, f"<= {most:,} bytes")
-
-
-def size_of(model: Path) -> int:
-    """Bytes of a graph and its external data."""
-    data = model.with_name(f"{model.name}.data")
-    return model.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def _done(outcome: worker.Outcome) -> Done:

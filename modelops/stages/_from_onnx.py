@@ -50,6 +50,7 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
             checks = [_runs(cases, refused)]
         else:
             checks = try_out(target, cases, _layout(target), stage.gates).checks()
+    notes += _undefined(cases, made_up=samples is None)
     obtained = summary(target)["opsets"].get("", 0)
     shapes = [{"case": c.name, "inputs": {n: list(a.shape) for n, a in c.feed.items()}} for c in cases]
     details: dict[str, Any] = {"opset": obtained, "opset_before": before, "shapes": shapes}
@@ -92,6 +93,20 @@ def _runs(cases: list[Case], refused: str | None) -> Check:
     if refused is not None:
         return Check("runs", "inconclusive", f"the model could not be tried on made-up inputs: {refused}")
     return Check("runs", "pass", f"onnxruntime runs the model at {len(cases)} shapes", n=len(cases))
+
+
+def _undefined(cases: list[Case], *, made_up: bool) -> list[str]:
+    """A remark on every output where the model itself gives NaN: such elements prove nothing in later steps."""
+    import numpy as np
+
+    found = []
+    for name in cases[0].outputs if cases else ():
+        arrays = [case.outputs[name] for case in cases if case.outputs[name].dtype.kind == "f"]
+        share = float(np.mean([np.isnan(array).mean() for array in arrays if array.size] or [0.0]))
+        if share > 0:
+            told = "made-up inputs: give real ones with --data" if made_up else "the samples of --data"
+            found.append(f"warning: {name}: the model itself gives NaN for {share:.0%} of the elements on {told}")
+    return found
 
 
 def _upgrade(source: Path, target: Path, opset: int, scratch: Path) -> list[str]:

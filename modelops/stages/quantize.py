@@ -20,7 +20,7 @@ from modelops.datasets import Dataset
 from modelops.errors import GateFailed, Inconclusive, UsageError
 from modelops.quantizers import REGISTRY, Quantizer
 from modelops.stages import Stage, _limits
-from modelops.stages._attempts import MODEL, Attempt, Attempts, moved, size_of
+from modelops.stages._attempts import MODEL, Attempt, Attempts, moved
 
 # Methods that keep activations in float make a smaller file; that they may be slower is known, and only reported.
 _SIZE_ONLY = frozenset({"float16", "weights"})
@@ -233,7 +233,7 @@ class _Job:
             "metrics": [metric.to_dict() for metric in self.metrics],
             "portable": self.details.pop("portable"),
         }
-        self.details["bytes"] = [self.source.size, size_of(self.target)]
+        self.details["bytes"] = [self.source.size, files.size_of(self.target)]
         self.metrics = []
         self.checks = [Check("kept-source", "pass", f"int8 {text}; the float model is published as it was")]
 

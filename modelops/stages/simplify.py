@@ -97,7 +97,7 @@ class Simplify(Stage):
         before, after = summary(source.model), summary(target)
         checks += [demand.check(after["operators"]) for demand in demands]
         return Report(
-            metrics=(*_metrics(before, after, source.size, _engine.size_of(target)), *done.metrics),
+            metrics=(*_metrics(before, after, source.size, files.size_of(target)), *done.metrics),
             checks=tuple(checks),
             notes=(*notes, *done.notes, *_notes(before, after), *_unused(target)),
             details={

@@ -108,6 +108,12 @@ def test_compensated_rounding_beats_the_nearest_on_the_product_and_keeps_the_gri
     assert np.allclose(np.abs(better).max(axis=0), np.abs(matrix).max(axis=0), rtol=1e-5)
 
 
+def test_moments_that_overflowed_leave_every_weight_at_the_nearest_level() -> None:
+    matrix, scheme = weights(48, 20, seed=1), Scheme(per_channel=True, reduced=True)
+    moments = np.full((48, 48), np.inf, dtype=np.float32)
+    assert np.array_equal(compensated(matrix, moments, scheme), nearest(matrix, scheme))
+
+
 def test_a_bias_is_corrected_only_where_held_out_samples_say_so(tmp_path: Path) -> None:
     """Rounding the weights of a channel up, all of them, shifts its mean for inputs that are all positive."""
     text = """<ir_version: 8, opset_import: ["" : 17]>

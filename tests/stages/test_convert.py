@@ -373,6 +373,14 @@ def test_an_onnx_file_is_rewritten_and_run(tmp_path, perceptron):
     assert reference.read(result.path / "reference.npz")[0].name == "rows"
 
 
+def test_an_onnx_file_that_gives_nan_is_told_so(tmp_path):
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 18]>
+        g (float[batch, 4] x) => (float[batch, 4] y) { y = Sqrt(x) }""")
+    onnx.save(model, tmp_path / "sqrt.onnx")
+    result = convert(tmp_path / "out", str(tmp_path / "sqrt.onnx"))
+    assert any("y: the model itself gives NaN" in note for note in result.report.notes)
+
+
 def test_an_onnx_file_is_upgraded_to_the_opset_that_is_wanted(tmp_path, perceptron):
     result = convert(tmp_path / "out", str(perceptron), opset=21)
     assert result.report.verdict == "pass" and result.report.details["opset"] == 21
