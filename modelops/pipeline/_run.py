@@ -16,7 +16,7 @@ from typing import Any
 
 from modelops.core import machine, worker
 from modelops.core.artifact import Artifact
-from modelops.core.manifest import digest
+from modelops.core.manifest import FILE_NAME, digest
 from modelops.core.worker import Limits
 from modelops.errors import Inconclusive, InputRefused, ModelOpsError, UsageError, from_os_error
 from modelops.pipeline._stage import Outcome, Surroundings, execute, kept, resolved
@@ -270,6 +270,8 @@ def _owned(out: Path) -> Iterator[_Run]:
     """The run's record, locked against a second run on the same folder."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder", hint="choose another --out")
+    if (out / FILE_NAME).exists():
+        raise UsageError(f"{out} is an artifact, which a run would alter", hint="choose another --out")
     lock = out / ".run.lock"
     try:
         out.mkdir(parents=True, exist_ok=True)

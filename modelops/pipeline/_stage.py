@@ -69,7 +69,7 @@ class Outcome:
 
     def document(self) -> dict[str, Any]:
         """The outcome as the JSON document that every renderer reads."""
-        target = {"path": str(self.artifact.path), "id": self.artifact.id} if self.artifact else None
+        target = {"path": _near(self.artifact.path), "id": self.artifact.id} if self.artifact else None
         return {
             "schema": "modelops.document/1",
             "command": self.stage,
@@ -95,6 +95,12 @@ class Outcome:
         message = f"{worst.name}: {worst.message}" if worst is not None else self.report.verdict
         kind = GateFailed if self.exit_code == GateFailed.exit_code else Inconclusive
         return kind(message, hint=str(self.report.details.get("hint", "")))
+
+
+def _near(path: Path) -> str:
+    """A path below the working directory without the way there, as a user writes it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextlib.contextmanager

@@ -88,6 +88,8 @@ def _notes(measurements: Mapping[str, Any]) -> list[str]:
         notes.append("without labels this is agreement with the model before, not accuracy")
     elif not judged["metric"]:
         notes.append(f"{task['metric']} of {task['output']!r} was chosen to fit the labels; choose with --metric")
+    if task and not task["drop"]:
+        notes.append(f"{task['metric']} is told, not judged: whether it dropped needs a model before, --against REF")
     if task and task["drop"] and judged.get("max_drop_from", "").startswith("the "):
         notes.append(f"a drop of {judged['max_drop']:g} is allowed by {judged['max_drop_from']}")
     if not inputs["real"] and judged["transition"] not in ("structural", "export"):

@@ -121,6 +121,22 @@ def test_a_directory_that_the_run_did_not_make_is_refused(folder: Path) -> None:
     assert (folder / "out" / "01-copy-model" / "m.onnx").exists()
 
 
+def test_an_artifact_is_no_folder_for_a_run(folder: Path) -> None:
+    run(folder)
+    made = folder / "out" / "01-copy-model"
+    with pytest.raises(UsageError, match="is an artifact"):
+        run_recipe(Recipe.read(folder / "recipe.toml"), made)
+    Artifact.open(made).verify()
+    assert not (made / ".run.lock").exists()
+
+
+def test_a_fresh_result_is_named_as_it_was_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for _ in range(2):  # made, then reused
+        outcome = run_recipe(Recipe.read(Path("recipe.toml")), Path("out"))
+        assert outcome.steps[0].document()["target"]["path"] == "out/01-copy-model"
+
+
 def test_steps_that_left_the_recipe_are_removed(folder: Path) -> None:
     run(folder)
     edit(folder, '[[step]]\nstage = "look"\nagainst = "@copy-model"\n', "")

@@ -207,7 +207,16 @@ def test_drop_that_is_allowed_is_a_gate_on_labels_of_data_too(tmp_path: Path) ->
         assert verdicts(report)["top1.drop"] == "fail"
         assert report.exit_code == 1
     with pruned(source, method=given, data=data) as (report, _):
-        assert verdicts(report)["top1.drop"] == "not-evaluated"
+        assert verdicts(report)["top1.drop"] == "fail"
+
+
+def test_drop_on_labels_that_were_refitted_to_can_fail_and_not_pass(tmp_path: Path) -> None:
+    source = artifact(spare(), tmp_path)
+    with pruned(
+        source, method={"name": "channels", "channels": 0.1, "round_to": 1}, data=str(labelled(source))
+    ) as done:
+        report = done[0]
+        assert verdicts(report)["top1.drop"] == "not-evaluated" and report.exit_code == 0
 
 
 def test_drop_that_is_allowed_needs_labels_beside_a_target_too(tmp_path: Path) -> None:
