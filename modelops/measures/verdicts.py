@@ -259,7 +259,7 @@ def _look(
         wish = (
             f"about {need} launches would settle it" if need else f"not even {_LAUNCHES_MOST} launches would settle it"
         )
-        text += f", which is ±{100 * math.expm1(half):.2g} %: neither {_failing(rules)} nor {rules.demand}; {wish}"
+        text += f", which is ±{_percent(math.expm1(half))} %: neither {_failing(rules)} nor {rules.demand}; {wish}"
     elif verdict == "fail":
         text += f", surely {_failing(rules)}"
     else:
@@ -305,3 +305,8 @@ def _sentence(mean: float, low: float, high: float, confidence: float, count: in
 
 def _launches(count: int) -> str:
     return f"{count} launch" if count == 1 else f"{count} launches"
+
+
+def _percent(share: float) -> str:
+    """A share in per cent, with two digits below ten and none behind the point above: "1.5", "150"."""
+    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
