@@ -106,7 +106,7 @@ def _as_free_as_it_runs(part: Any, found: Examples, settings: Mapping[str, Any])
             size = found.sizes[dim]
             try:
                 _outputs(part, found, settings, {dim: size + size // 4 + 3})
-            except Exception:
+            except Exception:  # whatever a model raises at another length: it takes this one alone, and is told so
                 log.debug("%s takes %d %s alone", type(part).__name__, size, dim, exc_info=True)
                 fixed.append(dim)
     return (found.fixed(fixed) if fixed else found), fixed
