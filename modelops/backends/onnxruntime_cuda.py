@@ -21,7 +21,7 @@ from modelops.core.component import option
 from modelops.errors import EnvironmentMissing, tool
 from modelops.measures.gates import TransitionName
 
-_INSTALL = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]"
+_INSTALL = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 class OnnxruntimeCuda(Backend):

@@ -23,8 +23,18 @@ def open_model(path: Path, scratch: Path) -> Artifact:
             raise missing_path("artifact or .onnx file", path)
         return admitted(Artifact.open(path))
     if path.suffix != ".onnx":
-        raise InputRefused(f"{path} is neither an artifact directory nor an .onnx file", hint="convert it first")
+        raise not_a_model(path)
     return wrap(path, scratch / f"wrapped-{uuid.uuid4().hex[:8]}")
+
+
+def not_a_model(path: Path) -> InputRefused:
+    """The error for a file that is neither an artifact nor an .onnx file, with the way to make it one."""
+    hint = "give an artifact directory or an .onnx file"
+    if path.suffix == ".py":
+        hint = f"convert it first: modelops convert {path}:FUNCTION OUT"
+    elif path.suffix in (".pt2", ".pt", ".pth", ".skops", ".joblib"):
+        hint = f"convert it first: modelops convert {path} OUT"
+    return InputRefused(f"{path} is neither an artifact directory nor an .onnx file", hint=hint)
 
 
 def admitted(artifact: Artifact) -> Artifact:

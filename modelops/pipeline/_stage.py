@@ -21,10 +21,10 @@ from modelops.core.worker import Limits
 from modelops.errors import (
     GateFailed,
     Inconclusive,
-    InputRefused,
     ModelOpsError,
     UsageError,
 )
+from modelops.graphs.wrap import not_a_model
 from modelops.pipeline._work import Work, bind, difference
 from modelops.stages import REGISTRY, Stage
 
@@ -122,7 +122,7 @@ def opened(source: str, surroundings: Surroundings, *, evidence: bool = False) -
     path = Path(source)
     if path.is_file():
         if path.suffix != ".onnx":
-            raise InputRefused(f"{path} is neither an artifact directory nor an .onnx file", hint="convert it first")
+            raise not_a_model(path)
         with _scratch() as scratch:
             place = scratch / (path.stem or "model")
             worker.call(

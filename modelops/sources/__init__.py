@@ -91,6 +91,11 @@ def detect(spec: str) -> Source:
         raise missing_path("source", path)
     if (path / "manifest.json").is_file():
         raise InputRefused(f"{spec} is an artifact: it is converted already", hint="give it to simplify or quantize")
+    if path.suffix == ".py":
+        raise InputRefused(
+            f"{spec} is a Python file: which of its functions makes the model is not said",
+            hint=f"name a function that returns a module, or a module and its inputs: {spec}:build",
+        )
     raise InputRefused(
         f"{spec} is no form of model that can be read",
         hint="give a Hugging Face directory (with config.json), file.py:function, package.module:function, "

@@ -79,6 +79,19 @@ def test_4_an_altered_artifact_is_refused(artifact: Path, tmp_path: Path, modelo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [("convert", "model.py:build"), ("inspect", "modelops convert"), ("bench", "modelops convert")],
+)
+def test_4_a_python_file_alone_is_told_how_to_name_its_function(
+    command: str, hint: str, tmp_path: Path, modelops: Command
+) -> None:
+    (tmp_path / "model.py").write_text("raise SystemExit('never run')\n")
+    target = [tmp_path / "out"] if command == "convert" else []
+    done = modelops(command, tmp_path / "model.py", *target, "--json")
+    assert done.returncode == 4 and hint in failed(done)["hint"]
+
+
 def test_5_user_code_that_raises_fails_the_stage(tmp_path: Path, modelops: Command) -> None:
     (tmp_path / "train.py").write_text("def build():\n    raise RuntimeError('no weights today')\n")
     done = modelops("convert", f"{tmp_path / 'train.py'}:build", tmp_path / "out", "--json")
