@@ -56,19 +56,27 @@ def gone_of(anatomy: Anatomy, score: Scores, removed: Sequence[int]) -> Mask:
 
 
 def uniform(
-    anatomy: Anatomy, score: Scores, cost: Cost, target: float, round_to: int, among: Sequence[int] | None = None
+    anatomy: Anatomy,
+    score: Scores,
+    cost: Cost,
+    target: float,
+    round_to: int,
+    among: Sequence[int] | None = None,
+    start: Sequence[int] | None = None,
 ) -> list[int]:
     """By group, how many channels go so that at most ``target`` of the cost is left: the same share of each.
 
-    Where rounding leaves too much in one group, others make up for it. ``among`` are the groups that may be cut.
+    Where rounding leaves too much in one group, others make up for it. ``among`` are the groups that may be cut; the
+    others lose what ``start`` says.
     """
     groups = anatomy.groups
     mine = set(range(len(groups)) if among is None else among)
+    others = start or [0] * len(groups)
 
     def removed(number: int) -> list[int]:
         share = MOST * number / _STEPS
         return [
-            group.size - kept_of(group, share, round_to) if k in mine else 0 for k, group in enumerate(anatomy.groups)
+            group.size - kept_of(group, share, round_to) if k in mine else others[k] for k, group in enumerate(groups)
         ]
 
     low, high = 0, _STEPS
@@ -104,20 +112,22 @@ def competing(
     round_to: int,
     among: Sequence[int] | None = None,
     guide: Cost | None = None,
+    start: Sequence[int] | None = None,
 ) -> list[int]:
     """By group, how many channels go so that at most ``target`` of the cost is left, at the least loss of score.
 
     Block after block goes where it saves most, of the cost or of another one that guides, for the score that it takes.
+    ``among`` are the groups that may be cut; the others lose what ``start`` says.
     """
     import numpy as np
 
     groups = anatomy.groups
     spent = [np.concatenate([[0.0], np.cumsum(np.sort(score[group.classes]))]) for group in groups]
-    removed = [0] * len(groups)
+    removed = list(start or [0] * len(groups))
     blocks = [0] * len(groups)
     worth = [-1.0] * len(groups)
     guide = guide or cost
-    left, least = cost.total(removed), 1e-6 * abs(guide.total(removed))
+    left, least = cost.total(removed), 1e-6 * abs(guide.total([0] * len(groups)))
 
     def look(k: int) -> None:
         """The next block of a group, and what it saves for the score that it takes."""

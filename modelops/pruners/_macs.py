@@ -50,6 +50,11 @@ def products(network: Network) -> list[Product]:
             if before:
                 k = inner % len(before)
                 found.append(_product(node, made, shape, [_input(network, node, 0, k)], (before[k],), 1))
+        elif node.op_type in ("Attention", "MultiHeadAttention"):
+            queries = network.shape(node.inputs[0]) or ()
+            given = [Place(_value(node, 0), k) for k in range(len(queries))]
+            # Queries times keys, and weights times values; of keys, their number counts.
+            found.append(_product(node, given, queries, [_input(network, node, 1, len(weight) - 2)], (weight[-2],), 2))
     return found
 
 

@@ -74,7 +74,7 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 def links_of(visit: Visit) -> list[Link] | None:
     """What an axis of a node's input or output is tied to; Blocked when the operator can't be followed."""
-    from modelops.pruners import _reshaping  # noqa: F401  (registers its rules)
+    from modelops.pruners import _attention, _reshaping  # noqa: F401  (register their rules)
 
     node = visit.node
     found = RULES.get(node.op_type) if node.domain in (*PLAIN_DOMAINS, "com.microsoft") else None

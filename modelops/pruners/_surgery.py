@@ -277,6 +277,12 @@ def _group_normalization(surgeon: Surgeon, node: ir.Node) -> None:
     _groups_left(surgeon, node, "num_groups", ("in", 0), 1)
 
 
+def _attention(surgeon: Surgeon, node: ir.Node) -> None:
+    for attribute, number in (("q_num_heads", 0), ("kv_num_heads", 1), ("num_heads", 0)):
+        if attribute in node.attributes:
+            _groups_left(surgeon, node, attribute, ("in", number), 2)
+
+
 def _row_of_sizes(number: int) -> Callable[[Surgeon, ir.Node], None]:
     """Reshape, Expand and Resize: the sizes are an input, aligned with the last axes of the output."""
 
@@ -362,6 +368,8 @@ def _gather(surgeon: Surgeon, node: ir.Node) -> None:
 RESIZES: dict[str, Callable[[Surgeon, ir.Node], None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv,
+    "Attention": _attention,
+    "MultiHeadAttention": _attention,
     "GroupNormalization": _group_normalization,
     "Reshape": _row_of_sizes(1),
     "Expand": _row_of_sizes(1),

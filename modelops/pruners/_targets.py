@@ -51,22 +51,25 @@ class Planner:
 
     def by_channels(self, share: float, heads: float | None) -> Plan:
         """This share of the channels of all groups; of attention heads another one, where it is given."""
-        every = range(len(self.anatomy.groups))
-        apart = [k for k in every if self.anatomy.groups[k].heads] if heads is not None else []
-        if heads is not None and not apart:
-            raise UsageError("--heads: this model has no attention heads that can be cut", hint="leave --heads out")
-        rest = [k for k in every if k not in apart]
+        apart, cut, more = self._apart(heads)
+        rest = [k for k in range(len(self.anatomy.groups)) if k not in apart]
         removed = self._channels(share, rest)
         outside = sum(channels_of(self.anatomy.groups[k]) for k in apart)
         whole = self.anatomy.hidden_channels() - outside
         asked = {"what": "channels", "removed": share, "reached": self._lost(removed, rest) / whole if whole else 0.0}
-        more: tuple[dict[str, Any], ...] = ()
-        if heads is not None:
-            cut = self._channels(heads, apart, round_to=1)
-            reached = self._lost(cut, apart) / outside
-            removed = [a + b for a, b in zip(removed, cut, strict=True)]
-            more = ({"what": "attention heads", "removed": heads, "reached": reached},)
-        return Plan(removed, asked, more)
+        return Plan([a + b for a, b in zip(removed, cut, strict=True)], asked, more)
+
+    def _apart(self, heads: float | None) -> tuple[list[int], list[int], tuple[dict[str, Any], ...]]:
+        """(groups of heads that have a share of their own, by group how many of them go, what was asked of them)."""
+        groups = self.anatomy.groups
+        if heads is None:
+            return [], [0] * len(groups), ()
+        apart = [k for k, group in enumerate(groups) if group.heads]
+        if not apart:
+            raise UsageError("--heads: this model has no attention heads that can be cut", hint="leave --heads out")
+        cut = self._channels(heads, apart, round_to=1)
+        reached = self._lost(cut, apart) / sum(channels_of(groups[k]) for k in apart)
+        return apart, cut, ({"what": "attention heads", "removed": heads, "reached": reached},)
 
     def _channels(self, share: float, among: Sequence[int], round_to: int | None = None) -> list[int]:
         groups, step = self.anatomy.groups, round_to or self.round_to
@@ -76,21 +79,30 @@ class Planner:
         target = (1 - share + 1e-4) * sum(channels_of(groups[k]) for k in wide)
         return self._allotted(cost, target, step, wide)
 
-    def by_macs(self, left: float) -> Plan:
-        """At most this share of the multiply-accumulates is left."""
+    def by_macs(self, left: float, heads: float | None) -> Plan:
+        """At most this share of the multiply-accumulates is left; of attention heads a share that goes first."""
         cost = mac_cost(self.anatomy)
         whole = cost.total([0] * len(self.anatomy.groups))
-        removed = self._allotted(cost, left * whole, self.round_to)
+        apart, cut, more = self._apart(heads)
+        rest = [k for k in range(len(self.anatomy.groups)) if k not in apart]
+        removed = self._allotted(cost, left * whole, self.round_to, rest, cut)
         reached = 1 - cost.total(removed) / whole if whole else 0.0
-        return Plan(removed, {"what": "multiply-accumulates", "removed": 1 - left, "reached": reached})
+        return Plan(removed, {"what": "multiply-accumulates", "removed": 1 - left, "reached": reached}, more)
 
-    def _allotted(self, cost: Cost, target: float, round_to: int, among: Sequence[int] | None = None) -> list[int]:
+    def _allotted(
+        self,
+        cost: Cost,
+        target: float,
+        round_to: int,
+        among: Sequence[int] | None = None,
+        start: Sequence[int] | None = None,
+    ) -> list[int]:
         """By group, how many channels go until this much of the cost is left."""
         if self.allocation == "uniform":
-            return uniform(self.anatomy, self.score, cost, target, round_to, among)
+            return uniform(self.anatomy, self.score, cost, target, round_to, among, start)
         # Where channels or work are what was asked for, time may still decide where they go.
         guide = self._tables if self.allocation == "latency" else None
-        return competing(self.anatomy, self.score, cost, target, round_to, among, guide)
+        return competing(self.anatomy, self.score, cost, target, round_to, among, guide, start)
 
     def by_latency(self, left: float) -> Plan:
         """About this share of the time is left: cuts of less and less work are timed until one is near.

@@ -82,8 +82,8 @@ class Channels(Pruner):
         given = [flag for flag, value in targets.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} can't both be the target", hint="give one of them")
-        if self.heads is not None and given not in ([], ["--channels"]):
-            raise UsageError(f"--heads goes with --channels, not with {given[0]}", hint="leave one of them out")
+        if self.heads is not None and self.latency is not None:
+            raise UsageError("--heads goes with --channels or --macs, not with --latency", hint="leave one of them out")
 
     @property
     def targeted(self) -> bool:
@@ -91,9 +91,7 @@ class Channels(Pruner):
 
     def aimed(self, removed: float) -> Self:
         work = round(1 - removed, 6)
-        return dataclasses.replace(
-            self, channels=None, heads=None, latency=None, macs=work, allocation=self._allocation
-        )
+        return dataclasses.replace(self, channels=None, latency=None, macs=work, allocation=self._allocation)
 
     def prune(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.graphs import files
@@ -197,7 +195,7 @@ class Channels(Pruner):
             lambda: self._opened(source, workbench),
         )
         if self.macs is not None:
-            return planner.by_macs(self.macs)
+            return planner.by_macs(self.macs, self.heads)
         if self.latency is not None:
             return planner.by_latency(self.latency)
         return planner.by_channels(0.5 if self.channels is None else self.channels, self.heads)

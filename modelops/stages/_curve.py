@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelops.core.artifact import Artifact, Draft
+from modelops.core.artifact import Artifact
 from modelops.core.progress import progress
 from modelops.errors import EnvironmentMissing, UsageError
 from modelops.pruners import CUT, Pruner
 
 if TYPE_CHECKING:
+    from modelops.stages._gain import Timing
     from modelops.stages._losses import Losses
-    from modelops.stages._race import Standings
 
 POINTS = 7
 DATA, PICTURES = "curve.json", ("curve.svg", "curve.png")
@@ -82,7 +82,7 @@ def cut(
     return points
 
 
-def finished(points: Sequence[dict[str, Any]], found: Standings) -> Quality:
+def finished(points: Sequence[dict[str, Any]], found: Timing) -> Quality:
     """Give every point its speed and its quality; tells what that quality is.
 
     It is the task metric where there are labels, else how near outputs are to the source's.
@@ -99,12 +99,12 @@ def finished(points: Sequence[dict[str, Any]], found: Standings) -> Quality:
     return Quality(name, before if before is not None else 1.0 if name != "sqnr" else None)
 
 
-def write(draft: Draft, quality: Quality, points: Sequence[dict[str, Any]]) -> None:
-    """Write the points and their pictures."""
+def write(place: Callable[[str], Path], quality: Quality, points: Sequence[dict[str, Any]]) -> None:
+    """Write the points and their pictures; ``place`` says where a file of a name goes."""
     document = {"schema": _SCHEMA, "quality": quality.name, "source": quality.source, "points": list(points)}
-    draft.file(DATA).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    place(DATA).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in PICTURES:
-        draw(draft.file(name), quality, points)
+        draw(place(name), quality, points)
 
 
 def draw(place: Path, quality: Quality, points: Sequence[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from modelops.pruners import CUT, REGISTRY, ZEROED, Pruner
 from modelops.stages import Stage, _limits
 
 if TYPE_CHECKING:
+    from modelops.stages._gain import Timing
     from modelops.stages._losses import Losses
 
 _MODEL = "model.onnx"
@@ -29,7 +30,6 @@ _SURGERY_MOST = 1e-5
 _MISSED_MOST = 0.02
 _BATCH = 16
 _DROP_MOST = 0.01
-_LAUNCHES = 5
 
 
 class Prune(Stage):
@@ -59,6 +59,9 @@ class Prune(Stage):
     curve: str | None = option(
         default=None, help="Also draw accuracy against latency over a range of cuts, such as 0.1..0.7."
     )
+    curve_to: Path | None = option(
+        default=None, help="Folder that keeps the curve whatever the verdict; it goes with the model by default."
+    )
     speed_budget: float = option(
         default=20.0, help="Time for measuring the gain in speed; 0 leaves it out.", min=0, unit="seconds"
     )
@@ -77,23 +80,38 @@ class Prune(Stage):
 
         if self.metric is not None and self.eval is None and self.data is None:
             raise UsageError("--metric needs labelled samples", hint="give them with --eval")
+        if getattr(self.method, "latency", None) is not None and not self.speed_budget:
+            raise UsageError(
+                "--latency is judged by timing, which --speed-budget 0 leaves out", hint="give it some seconds"
+            )
         cuts = self._curve_shares()
         target = draft.file(_MODEL)
         with tempfile.TemporaryDirectory(prefix="modelops-prune-") as folder:
             job = _Job(self, source, target, _Given.of(self, source, Path(folder)))
-            if not job.prune():
-                return job.report({}, {})
-            job.judge()
-            if self.speed_budget:
-                job.time()
+            made = job.prune()
+            if made:
+                job.judge()
+                if self.speed_budget:
+                    job.time()
             if cuts:
                 job.draw(cuts, draft)
-        return job.report(summary(source.model), summary(target))
+        return job.report(summary(source.model), summary(target)) if made else job.report({}, {})
+
+    def inputs(self, source: str) -> Mapping[str, Path]:
+        return {name: path for name, path in super().inputs(source).items() if name != "curve_to"}
+
+    def outputs(self) -> tuple[Path, ...]:
+        from modelops.stages import _curve
+
+        names = (_curve.DATA, *_curve.PICTURES)
+        return () if self.curve_to is None else tuple(self.curve_to / name for name in names)
 
     def _curve_shares(self) -> list[float]:
         from modelops.stages import _curve
 
         if self.curve is None:
+            if self.curve_to is not None:
+                raise UsageError("--curve-to is where a curve goes", hint="say which with --curve, such as 0.1..0.7")
             return []
         _curve.require_plots()
         if not self.speed_budget:
@@ -175,63 +193,39 @@ class _Job:
 
     def time(self) -> None:
         """How many times as fast the new model is, one sample at a time; and what to make of it."""
+        from modelops.stages import _gain
         from modelops.stages._profile import RUNS
 
-        found = self._standings([("pruned", self.target)])
+        asked = self.details.get("asked", {})
+        found = self._timing({"pruned": self.target})
+        if asked.get("timed"):
+            self.checks = [each for each in self.checks if each.name != "removed"]
+            self.checks.append(
+                _gain.not_timed(float(asked["removed"]))
+                if found is None
+                else found.removed("pruned", float(asked["removed"]), best_effort=self.stage.best_effort)
+            )
         if found is None:
             return
-        speedup, interval = found.of("pruned").speedup, found.of("pruned").interval
-        self.metrics.append(Metric("speedup", speedup, "x", interval, 0.95 if interval else None))
-        if interval is None:
-            self.notes.append("the gain in speed was measured once; --speed-budget gives it an interval")
-        elif interval[0] <= 1.0:
-            self.notes.append("this model is not surely faster than its source on this machine")
-        asked = self.details.get("asked", {})
-        if asked.get("timed"):
-            check = _fast_enough(float(asked["removed"]), speedup, interval, best_effort=self.stage.best_effort)
-            self.checks = [each for each in self.checks if each.name != "removed"] + [check]
-        if 2 * RUNS * found.of("source").latency_ms < 1000 * self.stage.speed_budget:
-            self._by_group()
+        self.metrics.append(found.metric("pruned"))
+        self.notes += found.remarks("pruned")
+        groups = self.details.get("groups", ())
+        if groups and 2 * RUNS * found.of("source").latency_ms < 1000 * self.stage.speed_budget:
+            models = (self.source.model, self.target)
+            try:
+                _gain.by_group(groups, models, self.given.one(), self.given.bench.scratch)
+            except (StageFailed, Inconclusive) as error:
+                self.notes.append(f"the time of single nodes could not be measured: {error.message}")
 
-    def _standings(self, models: list[tuple[str, Path]]) -> Any:
+    def _timing(self, models: Mapping[str, Path]) -> Timing | None:
         """All models beside the source; None, and a note, where they can't be timed."""
-        from modelops.stages._race import standings
+        from modelops.stages import _gain
 
-        sides = [self._contender("source", self.source.model), *(self._contender(*model) for model in models)]
         try:
-            return standings(sides, self.given.one(), budget_seconds=self.stage.speed_budget, most_launches=_LAUNCHES)
+            return _gain.timing(self.source.model, models, self.given.one(), self.stage.speed_budget)
         except (StageFailed, Inconclusive) as error:
             self.notes.append(f"the gain in speed could not be measured: {error.message}")
             return None
-
-    def _contender(self, name: str, model: Path) -> Any:
-        from modelops.backends import REGISTRY as BACKENDS
-        from modelops.stages._race import Contender
-
-        return Contender(name, BACKENDS.load("onnxruntime-cpu").parse({}), model)
-
-    def _by_group(self) -> None:
-        """Tell every group how much less time its nodes take, by the profiler of the runtime."""
-        from modelops.stages._profile import profiled
-
-        groups = self.details.get("groups", ())
-        if not groups:
-            return
-        times: list[dict[str, float]] = []
-        try:
-            for name, model in (("source", self.source.model), ("pruned", self.target)):
-                nodes = profiled(self._contender(name, model), self.given.one(), self.given.bench.scratch)
-                times.append({str(node["name"]).removesuffix("_nchwc"): float(node["microseconds"]) for node in nodes})
-        except (StageFailed, Inconclusive) as error:
-            self.notes.append(f"the time of single nodes could not be measured: {error.message}")
-            return
-        before, after = times
-        for group in groups:
-            # A runtime calls what it fused after one of the nodes that went into it.
-            names = (next((n for n in fused if n in before and n in after), "") for fused in group.pop("fused_as", ()))
-            known = [name for name in names if name]
-            saved = sum(before[name] - after[name] for name in known)
-            group["microseconds_gained"] = saved if known else None
 
     def draw(self, cuts: list[float], draft: Draft) -> None:
         """Prune at every cut, and write what came out as data and as a picture."""
@@ -239,16 +233,23 @@ class _Job:
 
         folder = self.given.bench.scratch / "curve"
         points = _curve.cut(self.stage.method, cuts, self.source, self.given.bench, self._losses, folder)
-        found = self._standings([(point["name"], folder / point["name"] / _MODEL) for point in points])
+        found = self._timing({point["name"]: folder / point["name"] / _MODEL for point in points})
         if found is None:
             raise Inconclusive("the curve's cuts could not be timed", hint="give it more time with --speed-budget")
         quality = _curve.finished(points, found)
-        _curve.write(draft, quality, points)
+        apart = self.stage.curve_to
+        if apart is not None:
+            apart.mkdir(parents=True, exist_ok=True)
+        _curve.write(draft.file if apart is None else apart.joinpath, quality, points)
         self.details["curve"] = points
         best = f"{quality.name} {points[0]['quality']:.4g} to {points[-1]['quality']:.4g}"
+        where = f" in {apart}" if apart is not None else ""
         self.notes.append(
-            f"{_curve.DATA}, {' and '.join(_curve.PICTURES)} show {best} over cuts of {cuts[0]:.0%} to {cuts[-1]:.0%}"
+            f"{_curve.DATA}, {' and '.join(_curve.PICTURES)}{where} show {best} over cuts of {cuts[0]:.0%} to "
+            f"{cuts[-1]:.0%}"
         )
+        if apart is None and Report(checks=tuple(self.checks)).exit_code:
+            self.notes.append("they go with the model, which was not written; --curve-to FOLDER keeps them")
 
     def report(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> Report:
         sizes = _sizes(self.source, self.target, before, after) if after else ()
@@ -343,19 +344,6 @@ def _reached(asked: Mapping[str, Any], done: Done, *, best_effort: bool) -> Chec
     if skipped:
         text += f"; {len(skipped)} nodes were left alone, such as {skipped[0]['node']}: {skipped[0]['reason']}"
     return Check(name, "pass" if best_effort else "fail", text, reached, threshold)
-
-
-def _fast_enough(removed: float, speedup: float, interval: tuple[float, float] | None, *, best_effort: bool) -> Check:
-    """Whether as little time is left as was asked for, in fresh processes: the method's own timing does not judge."""
-    reached = 1 - 1 / speedup
-    text = f"asked to remove {removed:.1%} of the time, removed {reached:.1%}"
-    if interval is not None:
-        text += f" (95 % interval {1 - 1 / interval[0]:.1%} to {1 - 1 / interval[1]:.1%})"
-    threshold = f">= {removed - _MISSED_MOST:.1%}"
-    if reached >= removed - _MISSED_MOST or best_effort:
-        return Check("removed", "pass", text, reached, threshold)
-    unsure = interval is not None and 1 - 1 / interval[1] >= removed - _MISSED_MOST
-    return Check("removed", "inconclusive" if unsure else "fail", text, reached, threshold)
 
 
 def _unrefitted(metrics: tuple[Metric, ...]) -> list[Metric]:

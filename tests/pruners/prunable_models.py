@@ -69,10 +69,13 @@ class Build:
         infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self.nodes, "network", self.inputs, infos, self.weights)
         opsets = [helper.make_opsetid("", self.opset)]
+        if any(node.domain for node in self.nodes):
+            opsets.append(helper.make_opsetid("com.microsoft", 1))
         model = onnx.shape_inference.infer_shapes(
             helper.make_model(graph, opset_imports=opsets, ir_version=10), data_prop=True
         )
-        onnx.checker.check_model(model)
+        if len(opsets) == 1:  # the checker knows no other operators
+            onnx.checker.check_model(model)
         return model
 
 
@@ -237,20 +240,55 @@ def gated_feed_forward() -> onnx.ModelProto:
 def attention(fused: bool = False) -> onnx.ModelProto:
     """Four heads of eight; queries, keys and values from one product, or from three."""
     b = Build()
-    x = b.input("batch", "sequence", 16)
-    sizes = b.node("Shape", x)
-    lead = b.node("Slice", sizes, b.const(np.array([0])), b.const(np.array([2])), b.const(np.array([0])))
-    heads = b.node("Concat", lead, b.const(np.array([4, 8])), axis=0)
-    if fused:
-        parts = b.node("Split", b.linear(x, 16, 96), outputs=3, axis=-1, num_outputs=3)
-    else:
-        parts = [b.linear(x, 16, 32) for _ in range(3)]
-    q, k, v = (b.node("Reshape", part, heads) for part in parts)
+    return b.model(attend(b, b.input("batch", "sequence", 16), 16, 4, 8, fused))
+
+
+def attend(b: Build, x: str, width: int, count: int, size: int, fused: bool = False) -> str:
+    """Attention of so many heads of that size, on a value (batch, sequence, width), added to it."""
+    inner = count * size
+    lead = b.node("Slice", b.node("Shape", x), b.const(np.array([0])), b.const(np.array([2])), b.const(np.array([0])))
+    heads = b.node("Concat", lead, b.const(np.array([count, size])), axis=0)
+    q, k, v = (b.node("Reshape", part, heads) for part in projections(b, x, width, inner, fused))
     q, v = (b.node("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))
     scores = b.node("MatMul", q, b.node("Transpose", k, perm=[0, 2, 3, 1]))
     weights = b.node("Softmax", b.node("Mul", scores, b.const(np.float32(0.35))), axis=-1)
     y = b.node("Transpose", b.node("MatMul", weights, v), perm=[0, 2, 1, 3])
-    y = b.node("Reshape", y, b.node("Concat", lead, b.const(np.array([32])), axis=0))
+    y = b.node("Reshape", y, b.node("Concat", lead, b.const(np.array([inner])), axis=0))
+    found: str = b.node("Add", x, b.linear(y, inner, width))
+    return found
+
+
+def projections(b: Build, x: str, width: int, inner: int, fused: bool) -> list[str]:
+    """Queries, keys and values: parts of one product, or three."""
+    if fused:
+        found: list[str] = b.node("Split", b.linear(x, width, 3 * inner), outputs=3, axis=-1, num_outputs=3)
+        return found
+    return [b.linear(x, width, inner) for _ in range(3)]
+
+
+def attention_operator(shared: int = 1) -> onnx.ModelProto:
+    """ONNX's own operator on packed heads, with keys and values that ``shared`` query heads have in common."""
+    b = Build(opset=23)
+    x = b.input("batch", "sequence", 16)
+    return b.model(attend_by_operator(b, x, 16, 4, 8, shared))
+
+
+def attend_by_operator(b: Build, x: str, width: int, count: int, size: int, shared: int = 1) -> str:
+    few = count // shared
+    q, k, v = (b.linear(x, width, heads * size) for heads in (count, few, few))
+    y = b.node("Attention", q, k, v, q_num_heads=count, kv_num_heads=few)
+    found: str = b.node("Add", x, b.linear(y, count * size, width))
+    return found
+
+
+def attention_of_onnxruntime() -> onnx.ModelProto:
+    """The operator that onnxruntime's optimizer writes, with biases of its own, and one for every head and position."""
+    b = Build()
+    x = b.input("batch", 6, 16)
+    q, k, v = (b.node("MatMul", x, b.normal(16, 32)) for _ in range(3))
+    y = b.node(
+        "MultiHeadAttention", q, k, v, b.normal(96), "", b.normal(1, 4, 6, 6), num_heads=4, domain="com.microsoft"
+    )
     return b.model(b.node("Add", x, b.linear(y, 32, 16)))
 
 
@@ -276,8 +314,13 @@ FOLLOWED: dict[str, Callable[[], onnx.ModelProto]] = {
         feed_forward,
         gated_feed_forward,
         attention,
+        attention_operator,
+        attention_of_onnxruntime,
     )
-} | {"fused_attention": lambda: attention(fused=True)}
+} | {
+    "fused_attention": lambda: attention(fused=True),
+    "attention_of_shared_keys": lambda: attention_operator(shared=2),
+}
 
 
 class Bench:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from prunable_models import FOLLOWED, Bench, Build, attention, chain, feed_for, outputs, residual
+from prunable_models import FOLLOWED, Bench, Build, attend, attention, chain, feed_for, outputs, residual
 
 from modelops.core.workbench import Done
 from modelops.errors import StageFailed, UsageError
@@ -45,6 +45,12 @@ def unequal() -> onnx.ModelProto:
     x = b.node("Relu", b.node("Conv", b.input("batch", 3, 8, 8), b.const(filters), pads=[1, 1, 1, 1]))
     x = b.node("Relu", b.conv(x, 16, 16))
     return b.model(b.head(x, 16))
+
+
+def attention_and_feed_forward() -> onnx.ModelProto:
+    b = Build()
+    x = attend(b, b.input("batch", "sequence", 16), 16, 4, 4)
+    return b.model(b.node("Add", x, b.linear(b.node("Relu", b.linear(x, 16, 64)), 64, 16)))
 
 
 @pytest.mark.parametrize("importance", ["activation", "reconstruction"])
@@ -114,8 +120,20 @@ def test_heads_have_a_share_of_their_own(tmp_path: Path) -> None:
 def test_heads_where_there_are_none_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no attention heads"):
         prune(chain(), tmp_path, heads=0.5)
-    with pytest.raises(UsageError, match="--heads goes with --channels"):
-        REGISTRY.load("channels").parse({"heads": 0.5, "macs": 0.5})
+    with pytest.raises(UsageError, match="--heads goes with --channels or --macs"):
+        REGISTRY.load("channels").parse({"heads": 0.5, "latency": 0.5})
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_heads_keep_their_share_where_work_is_the_target(allocation: str, tmp_path: Path) -> None:
+    aimed = REGISTRY.load("channels").parse({"heads": 0.25, "channels": 0.5, "allocation": allocation}).aimed(0.35)  # type: ignore[attr-defined]
+    done, pruned, zeroed = prune(attention_and_feed_forward(), tmp_path, **aimed.to_dict() | {"round_to": 1})
+    kept = {group["kind"]: (group["kept"], group["removed"]) for group in done.details["groups"]}
+    assert kept["heads"] == (3, 1), "a quarter of four heads, whatever the work"
+    assert kept["channels"][1] > 0
+    assert done.details["asked"]["reached"] >= 0.35
+    assert done.details["also_asked"] == [{"what": "attention heads", "removed": 0.25, "reached": 0.25}]
+    assert agree(pruned, zeroed)
 
 
 @pytest.mark.parametrize("allocation", ["global", "latency"])

@@ -306,10 +306,32 @@ def test_curve_reads_percent() -> None:
     assert shares("10%..70%") == shares("0.1..0.7") == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-def test_time_that_was_asked_for_is_judged_in_fresh_processes() -> None:
-    from modelops.stages.prune import _fast_enough
+def test_time_as_a_target_has_to_be_timed(tmp_path: Path) -> None:
+    source = artifact(chain(), tmp_path)
+    with (
+        pytest.raises(UsageError, match="--latency is judged by timing"),
+        pruned(source, method={"name": "channels", "latency": 0.5}),
+    ):
+        pass
 
-    assert _fast_enough(0.5, 2.1, (1.9, 2.3), best_effort=False).verdict == "pass"
-    assert _fast_enough(0.5, 1.9, (1.8, 2.1), best_effort=False).verdict == "inconclusive"
-    assert _fast_enough(0.5, 1.5, (1.4, 1.6), best_effort=False).verdict == "fail"
-    assert _fast_enough(0.5, 1.5, (1.4, 1.6), best_effort=True).verdict == "pass"
+
+def test_curve_is_kept_where_the_model_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from modelops.stages import _curve
+
+    monkeypatch.setattr(_curve, "POINTS", 2)
+    source = artifact(feed_forward(), tmp_path)
+    options = {"method": {"name": "channels", "round_to": 1}, "curve": "0.1..0.3", "speed_budget": 2.0}
+    with pruned(source, curve_to=str(tmp_path / "kept"), **options) as (report, _):
+        assert report.exit_code == 1, "half of the channels can't go"
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["curve.json", "curve.png", "curve.svg"]
+    with pruned(source, **options) as (report, _):
+        assert any("--curve-to FOLDER keeps them" in note for note in report.notes)
+
+
+def test_place_for_a_curve_without_a_curve_is_a_usage_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="--curve-to is where a curve goes"),
+        pruned(artifact(chain(), tmp_path), curve_to=str(tmp_path / "kept")),
+    ):
+        pass
