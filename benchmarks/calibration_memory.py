@@ -3,10 +3,12 @@
     python benchmarks/calibration_memory.py [--samples 32 128 512] [--methods minmax auto …] [--peer] [--seconds 3600]
 
 Each case is a process of its own that quantizes one and the same model (random weights, written once below results/)
-with made-up images, drawn as they are needed. Its peak is the resident size that the kernel reports. ``--peer`` adds
-onnxruntime's own quantize_static, which may take at most 18 GiB of address space. Finished cases are kept in
-results/calibration_memory.jsonl and not run again; the exit code is 1 when a peak of ours at 512 images is above 1.1
-times that at 32, or above 1.3 GiB.
+with made-up images, drawn as they are needed. Its peak is the resident size that the kernel reports; no other process
+takes part. Every method needs the extremes of all tensors first: the first case of so many images finds them; they are
+remembered in results/calibration_cache for the others, whose peak counts as that case's where it is lower.
+``--peer`` adds onnxruntime's own quantize_static, which may take at most 18 GiB of address space. Finished cases are
+kept in results/calibration_memory.jsonl and not run again (delete both for that); the exit code is 1 when a peak of
+ours at 512 images is above 1.1 times that at 32, or above 1.3 GiB.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results")
 RECORDS = RESULTS / "calibration_memory.jsonl"
+CACHE = RESULTS / "calibration_cache"
 METHODS = ("minmax", "average", "percentile", "entropy", "mse", "auto")
 PEER = ("MinMax", "Percentile", "Entropy")
 PEER_BYTES = 18 << 30
@@ -115,7 +118,8 @@ def measured(tool: str, method: str, samples: int, model: Path) -> dict[str, Any
         words = [sys.executable, __file__, "--one", tool, method, str(samples), str(model), folder]
         started = time.perf_counter()
         with tempfile.TemporaryFile("w+") as log:
-            child = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            env = os.environ | {"MODELOPS_CACHE": str(CACHE)}
+            child = subprocess.Popen(words, cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             status, usage = _wait(child)
             log.seek(0)
             tail = log.read()[-300:].strip()
@@ -162,6 +166,11 @@ def main() -> int:
 def _report(done: list[dict[str, Any]]) -> int:
     problems = 0
     found = {(item["tool"], item["method"], item["samples"]): item for item in done}
+    for samples in {samples for tool, _, samples in found if tool == "modelops"}:
+        # The first case of so many images looked for the extremes as well, which the others were told.
+        ours = [item for (tool, _, count), item in found.items() if (tool, count) == ("modelops", samples)]
+        for item in ours:
+            item["peak_bytes"] = max(item["peak_bytes"], ours[0]["peak_bytes"])
     print(f"{'tool':12} {'ranges':11} {'images':>6} {'seconds':>8} {'CPU s':>7} {'GiB':>6}")
     for (tool, method, samples), item in sorted(found.items()):
         size = item["peak_bytes"]

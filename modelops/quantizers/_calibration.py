@@ -1,8 +1,8 @@
 """Ranges of activations over a stream of samples; memory does not grow with their number.
 
 The first pass computes the extremes of every tensor inside the graph, so that a run gives back a few numbers. Rules
-that clip need a second pass, which fills histograms between those extremes; a graph with large activations is then run
-in bands, each of which gives out only so many bytes at a time.
+that clip need a second pass, which fills histograms between those extremes from an even sample of every activation; if
+a graph has very many, it runs in bands, each of which gives out only so many bytes at a time.
 
 Values that stand for "never" are no values: a tensor that reaches half the size of the smallest such constant in the
 graph (−10000, −3.4e38, −inf: attention masks) is *special*, and the nodes around it stay float.
@@ -29,6 +29,8 @@ MASK_FROM = -1e4
 # Nothing that a float32 network computes on purpose is as large as this.
 _UNREAL = 1e18
 _BAND_BYTES = 256 << 20
+# Of a tensor, no more elements than this are counted in one run: they are taken evenly from all of it.
+_COUNTED = 1 << 18
 # Of every four batches, one is held out to judge by, where rules compete.
 _HELD_OUT = 4
 
@@ -98,7 +100,7 @@ def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch:
             outputs.append(onnx.helper.make_tensor_value_info(output, kind, []))
     place = _with_outputs(model, nodes, outputs, scratch / "extents.onnx")
     count = 0
-    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
         for feed in tracked("calibrating", feeds()):
             _refuse_nonfinite(feed)
             values = list(runs.run(session, feed).values())
@@ -126,12 +128,13 @@ def ranges(
     if rule == "average":
         return {name: extent.average for name, extent in extents.items()}
     found: dict[str, Range] = {}
-    parts = list(bands({name: 4 * extent.elements for name, extent in extents.items()}))
+    steps = {name: step_of(extent.elements) for name, extent in extents.items()}
+    parts = list(bands({name: 4 * extent.elements // steps[name] for name, extent in extents.items()}))
     for number, band in enumerate(parts, 1):
         fitted = {name: Histogram(extents[name].low, extents[name].high) for name in band}
         held_out = {name: Histogram(extents[name].low, extents[name].high) for name in band}
         what = "counting activations" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
-        for index, values in enumerate(streamed(model, band, feeds, scratch, what)):
+        for index, values in enumerate(streamed(model, band, feeds, scratch, what, steps)):
             apart = rule == "auto" and index % _HELD_OUT == _HELD_OUT - 1
             while values:  # freed one by one, before the next batch runs
                 name, array = values.popitem()
@@ -139,6 +142,17 @@ def ranges(
             del array
         found |= {name: best(fitted[name], rule, percentile, held_out[name]) for name in band}
     return found
+
+
+def step_of(elements: int) -> int:
+    """Every how many elements one is counted, of so many; no dimension of the tensor is a multiple of it.
+
+    So the sample runs evenly through all channels, rows and columns.
+    """
+    step = -(-elements // _COUNTED)
+    while math.gcd(step, elements) > 1:
+        step += 1
+    return max(step, 1)
 
 
 def bands(sizes: Mapping[str, int]) -> Iterator[list[str]]:
@@ -156,23 +170,51 @@ def bands(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def streamed(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch: Path, what: str
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    feeds: Feeds,
+    scratch: Path,
+    what: str,
+    steps: Mapping[str, int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """These tensors of one batch after another; who takes them out of the mapping frees them before the next."""
+    """These tensors of one batch after another; who takes them out of the mapping frees them before the next.
+
+    Of a tensor with a step above 1, every so many-th element alone, in a row.
+    """
     import onnx
 
     from modelops.graphs import runs
 
-    # A graph's own inputs can't be its outputs everywhere: they pass through an Identity.
     aliases = {name: f"{name}/modelops_value" for name in names}
-    nodes = [onnx.helper.make_node("Identity", [name], [alias], alias) for name, alias in aliases.items()]
+    nodes = [node for name, alias in aliases.items() for node in _given_out(name, alias, (steps or {}).get(name, 1))]
     outputs = [onnx.helper.make_tensor_value_info(alias, onnx.TensorProto.FLOAT, None) for alias in aliases.values()]
     place = _with_outputs(model, nodes, outputs, scratch / "values.onnx")
-    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
         for feed in tracked(what, feeds()):
             values = runs.run(session, feed)
             yield {name: values.pop(alias) for name, alias in aliases.items()}
     place.unlink()
+
+
+def _given_out(name: str, alias: str, step: int) -> list[Any]:
+    """The nodes that give out a tensor under another name, or every so many-th element of it."""
+    import onnx
+    from onnx import helper
+
+    if step == 1:
+        # A graph's own inputs can't be its outputs everywhere: they pass through an Identity.
+        return [helper.make_node("Identity", [name], [alias], alias)]
+    numbers = {"row": [-1], "start": [0], "end": [2**62], "axis": [0], "step": [step]}
+    constants = [
+        helper.make_node(
+            "Constant", [], [f"{alias}_{word}"], f"{alias}_{word}",
+            value=helper.make_tensor("", onnx.TensorProto.INT64, [1], number),
+        )
+        for word, number in numbers.items()
+    ]  # fmt: skip
+    flat = helper.make_node("Reshape", [name, f"{alias}_row"], [f"{alias}_flat"], f"{alias}_flat")
+    places = [f"{alias}_flat", *(f"{alias}_{word}" for word in ("start", "end", "axis", "step"))]
+    return [*constants, flat, helper.make_node("Slice", places, [alias], alias)]
 
 
 def special_tensors(model: onnx.ModelProto, extents: Mapping[str, Extent]) -> set[str]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # ReduceMean takes its axes as an input since this opset.
 _AXES_AS_INPUT = 18
-# Each row of an image has many pixels to take the mean of.
-_ROWS = 64
+# Each row of an image has many pixels to take the mean of, one of a large image (of so many numbers) even more.
+_ROWS, _ROWS_IF_LARGE, _LARGE = 64, 32, 1 << 15
 # A correction has to save this share of a node's error.
 _WORTH = 0.01
 
@@ -83,7 +83,7 @@ def correct(
     place = memory.scratch / "twins.onnx"
     save(_beside(model, nodes, ranges, scheme), place)
     seen = [_Seen() for _ in nodes]
-    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
         for count, feed in enumerate(tracked("measuring biases", _some(memory.feeds))):
             values = list(runs.run(session, feed).values())
             for number, one in enumerate(seen):
@@ -102,11 +102,13 @@ def correct(
 
 def _some(feeds: Feeds) -> Iterator[Mapping[str, Any]]:
     """As many batches as a mean over channels needs."""
-    rows = 0
+    rows = numbers = 0
     for count, feed in enumerate(feeds()):
-        if rows >= _ROWS and count >= HELD_OUT:
+        enough = _ROWS_IF_LARGE if numbers >= rows * _LARGE else _ROWS
+        if rows >= enough and count >= HELD_OUT:
             return
         rows += len(next((array for array in feed.values() if array.ndim), [None]))
+        numbers += max((array.size for array in feed.values()), default=0)
         yield feed
 
 
