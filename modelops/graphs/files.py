@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,31 @@ def rewrite(source: Path, target: Path, *, external_above: int = EXTERNAL_ABOVE)
         notes = normalise.normalise(lean, check_parsed(lean))
         write(lean, target, external_above=external_above)
     return notes
+
+
+def copied(source: Path, folder: Path) -> Path:
+    """A copy of a model's files into a new folder, as they came; gives the path of the graph.
+
+    It is checked first, and to be checked again where it is used, since files can change while they are copied. Of
+    external data only what the model speaks of is copied. Raises InputRefused for a file that may not get in.
+    """
+    folder.mkdir()
+    with lean_files.opened(source) as lean:
+        check_parsed(lean)
+        ends: dict[ExternalFile, int] = {}
+        for place in tensors.tensors(lean.proto):
+            span = lean.span(place.tensor)
+            if span and isinstance(span.file, ExternalFile):
+                ends[span.file] = max(ends.get(span.file, 0), span.offset + span.length)
+        try:
+            for file, end in ends.items():
+                (folder / file.location).parent.mkdir(parents=True, exist_ok=True)
+                with (folder / file.location).open("xb") as out:
+                    Span(file, 0, end).copy(out)
+            shutil.copyfile(source, folder / source.name)
+        except OSError as error:
+            raise errors.from_os_error(error, f"copying {source}") from error
+    return folder / source.name
 
 
 def size_of(model: Path) -> int:

@@ -12,7 +12,7 @@ from modelops.errors import StageFailed
 from modelops.graphs import reference
 from modelops.graphs.batches import BatchAxis
 from modelops.graphs.describe import signature, summary
-from modelops.graphs.files import rewrite
+from modelops.graphs.files import copied, rewrite
 from modelops.graphs.reference import ROWS, Case
 from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
 from modelops.sources import Loaded
@@ -29,16 +29,18 @@ _CORNERS = ("one-row", "minimum", "odd")
 
 
 def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
-    """Write model.onnx and reference.npz into the draft; the reference is what the file gave as it was."""
+    """Write model.onnx and reference.npz into the draft; the reference is what the file gives as it came."""
     assert loaded.onnx is not None
     target = draft.file("model.onnx")
     with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
-        original = Path(scratch) / "original.onnx"
-        notes = [*loaded.notes, *rewrite(loaded.onnx, original)]
+        came, original = copied(loaded.onnx, Path(scratch) / "came"), Path(scratch) / "original.onnx"
+        notes = [*loaded.notes, *rewrite(came, original)]
         before = summary(original)["opsets"].get("", 0)
         given = stage.given(loaded)
         samples = given.samples(signature(original)) if given is not None else None
-        cases, refused = _cases(original, samples, rows=stage.rows or MOST_ROWS, seed=stage.seed)
+        feeds = _Feeds(original, samples, rows=stage.rows or MOST_ROWS, seed=stage.seed)
+        cases, refused, unlike = _observed(came, original, feeds)
+        notes += unlike
         if cases and refused is None:
             reference.write(draft.file(reference.FILE_NAME), cases)
         same = stage.opset is None or stage.opset == before
@@ -46,8 +48,8 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
             rewrite(original, target)
         else:
             notes += _upgrade(original, target, stage.opset, Path(scratch))
-        if refused is not None or (same and not stage.gates):
-            checks = [_runs(cases, refused)]
+        if refused is not None or (same and not stage.gates and (unlike or _equal(target, cases))):
+            checks = [_runs(cases, refused, as_it_came=not unlike)]
         else:
             checks = try_out(target, cases, _layout(target), stage.gates).checks()
     notes += _undefined(cases, made_up=samples is None)
@@ -60,25 +62,48 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft) -> Report:
     return Report((Metric("opset", obtained),), tuple(checks), tuple(notes), details)
 
 
-def _cases(model: Path, samples: Samples | None, *, rows: int, seed: int) -> tuple[list[Case], str | None]:
-    """What the model makes of samples or seeded rows, and of the shape corners that it takes; or why it does not run.
+class _Feeds:
+    """What to run a model on: samples or seeded rows, and the corners of its shapes; each with the name of its case."""
+
+    def __init__(self, model: Path, samples: Samples | None, *, rows: int, seed: int) -> None:
+        bounds, form = index_bounds(model), signature(model)
+        self.own = samples is not None
+        feeds = list(samples.feeds(rows)) if samples is not None else []
+        left = rows - (len(samples) if samples is not None else 0)
+        feeds += random_feeds(form, left, seed, bounds) if left > 0 else []
+        names = [ROWS] if len(feeds) == 1 else [f"{ROWS}-{number:02}" for number in range(len(feeds))]
+        self.rows = list(zip(names, feeds, strict=True))
+        self.corners = list(zip(_CORNERS, corner_feeds(form, seed, bounds), strict=False))
+
+
+def _observed(came: Path, original: Path, feeds: _Feeds) -> tuple[list[Case], str | None, list[str]]:
+    """What the file as it came makes of the feeds, or why it does not run; remarks where its copy had to run instead.
 
     The user's own samples must run.
     """
-    bounds, form = index_bounds(model), signature(model)
-    feeds = list(samples.feeds(rows)) if samples is not None else []
-    left = rows - (len(samples) if samples is not None else 0)
-    feeds += random_feeds(form, left, seed, bounds) if left > 0 else []
-    names = [ROWS] if len(feeds) == 1 else [f"{ROWS}-{number:02}" for number in range(len(feeds))]
+    try:
+        cases, refused = _cases(came, feeds)
+    except StageFailed as error:
+        refused = error.message
+    if refused is None:
+        return cases, None, []
+    cases, refused_too = _cases(original, feeds)
+    if refused_too is not None:
+        return [], refused_too, []
+    return cases, None, [f"the reference is what the rewritten model gives: as the file came, {refused}"]
+
+
+def _cases(model: Path, feeds: _Feeds) -> tuple[list[Case], str | None]:
+    """What the model makes of the rows, and of the corners that it takes; or why it does not run."""
     found = []
     with running(model) as session:
         try:
-            found += [Case(name, feed, session.run(feed)) for name, feed in zip(names, feeds, strict=True)]
+            found += [Case(name, feed, session.run(feed)) for name, feed in feeds.rows]
         except StageFailed as error:
-            if samples is not None:
+            if feeds.own:
                 raise
             return [], error.message
-        for name, feed in zip(_CORNERS, corner_feeds(form, seed, bounds), strict=False):
+        for name, feed in feeds.corners:
             try:
                 found.append(Case(name, feed, session.run(feed)))
             except StageFailed:
@@ -89,10 +114,27 @@ def _cases(model: Path, samples: Samples | None, *, rows: int, seed: int) -> tup
     return [case for case in kept if case.name in stored], None
 
 
-def _runs(cases: list[Case], refused: str | None) -> Check:
+def _equal(model: Path, cases: list[Case]) -> bool:
+    """Whether the model runs all cases and gives what they hold, bit for bit."""
+    import numpy as np
+
+    with running(model) as session:
+        for case in cases:
+            try:
+                outputs = case.take(session.run(case.feed))
+            except StageFailed:
+                return False
+            for name, wanted in case.outputs.items():
+                if not np.array_equal(wanted, outputs[name], equal_nan=wanted.dtype.kind == "f"):
+                    return False
+    return True
+
+
+def _runs(cases: list[Case], refused: str | None, *, as_it_came: bool) -> Check:
     if refused is not None:
         return Check("runs", "inconclusive", f"the model could not be tried on made-up inputs: {refused}")
-    return Check("runs", "pass", f"onnxruntime runs the model at {len(cases)} shapes", n=len(cases))
+    said = ", with the very outputs of the file as it came" if as_it_came else ""
+    return Check("runs", "pass", f"onnxruntime runs the model at {len(cases)} shapes{said}", n=len(cases))
 
 
 def _undefined(cases: list[Case], *, made_up: bool) -> list[str]:
