@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,8 @@ class Flag:
     choice: str = ""
     owners: tuple[str, ...] = ()
     for_tests: bool = False
+    everyone: bool = False
+    """Whether all components that can be chosen there have it."""
 
     @property
     def text(self) -> str:
@@ -66,7 +68,18 @@ def _component_flags(item: Option, prefix: str, taken: set[str]) -> list[Flag]:
                 flag = f"{prefix}{name.replace('-', '_')}_{inner.name}"
             found[flag] = Flag(flag, inner, item.name, (name,), cls.for_tests)
     taken.update(found)
-    return list(found.values())
+    everyone = {name for name, cls in item.offered() if not cls.for_tests}
+    return [replace(flag, everyone=everyone <= set(flag.owners)) for flag in found.values()]
+
+
+def panel(flag: Flag) -> str:
+    """The heading of a help page under which the flag of a component stands: which choices it is for."""
+    choice = f"--{flag.choice.replace('_', '-')}"
+    if flag.everyone and len(flag.owners) > 1:
+        return f"With every {choice}"
+    *first, last = flag.owners
+    others = f"{', '.join(first)} or " if first else ""
+    return f"With {choice} {others}{last}"
 
 
 def stage_from(cls: type[Stage], values: Mapping[str, Any]) -> Stage:
@@ -101,7 +114,7 @@ def parameter(flag: Flag) -> inspect.Parameter:
         help=_help(item),
         show_default=shown,
         metavar=_metavar(item),
-        rich_help_panel=f"With --{flag.choice.replace('_', '-')} {' or '.join(flag.owners)}" if flag.choice else None,
+        rich_help_panel=panel(flag) if flag.choice else None,
         hidden=flag.for_tests,
     )
     return inspect.Parameter(

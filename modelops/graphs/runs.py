@@ -81,7 +81,7 @@ def session(
     ``trusted`` leaves out the check of a file that was rewritten or checked just now; ``config`` are session
     configuration entries; ``optimized`` is where onnxruntime saves the graph that it made of the model; ``profile`` is
     how the name of the file begins that ``handle.end_profiling()`` writes; ``frugal`` sessions run nodes in the order
-    of the graph and give memory back at once, where others keep it for the next run.
+    of the graph and give memory back at once, where others keep it for the next run; their threads wait idly.
     Raises InputRefused for a file that may not get in or that onnxruntime finds malformed, StageFailed with node and
     operator for one that it can't run, ResourceExhausted when memory runs out.
     """
@@ -103,6 +103,7 @@ def session(
     if frugal:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

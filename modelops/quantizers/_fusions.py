@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS = 4
+_ROWS = 16
 # Fusing changes the order of a few sums: 126 dB on MiniLM.
 _LEAST_SQNR = 80.0
 
@@ -80,6 +80,8 @@ def _sqnr(source: Path, candidate: Path) -> float:
 
 
 def _feeds(source: Path, signature: Any) -> Iterator[dict[str, Any]]:
-    from modelops.graphs.seeded import index_bounds, random_feeds
+    from modelops.graphs.seeded import index_bounds, masked_feeds, random_feeds
 
-    yield from random_feeds(signature, _ROWS, bounds=index_bounds(source))
+    bounds = index_bounds(source)
+    yield from random_feeds(signature, _ROWS, bounds=bounds)
+    yield from masked_feeds(signature, bounds=bounds)

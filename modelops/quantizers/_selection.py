@@ -1,17 +1,19 @@
 """Which nodes go back to float, so that what is left of the error is small enough: those that cost least speed.
 
 What a node is worth is the time that it takes in float: that is what quantizing it can make shorter. Nodes go back in
-the order of error per time, until the errors that are left add up to the budget.
+the order of error per time, until the errors that are left add up to the budget. Products among them may instead find
+the ranges of what they read as they run, where that loses little and is faster than float.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from modelops.quantizers._sensitivity import Cost
 
@@ -19,6 +21,8 @@ _RUNS = 5
 _SUFFIX = "_kernel_time"
 # Errors do not add up exactly, and the outputs that prove it are not those that were measured.
 _SAFETY = 0.9
+# What ranges found as a node runs must leave of its error, at most, to be worth them; turns to time that.
+_MOVING, _TURNS = 0.5, 9
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,19 @@ class Decision:
 
     cost: Cost
     share: float
-    kept: bool
+    becomes: Literal["int8", "float", "dynamic"]
     reason: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether the method leaves the node as it is."""
+        return self.becomes != "int8"
+
+    def moved(self, nodes: frozenset[str]) -> Decision:
+        """The same, when these nodes find the ranges of what they read as they run."""
+        if self.cost.node not in nodes:
+            return self
+        return replace(self, becomes="dynamic", reason=f"{self.reason}; faster with ranges found as it runs")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -36,7 +51,7 @@ class Decision:
             "op": self.cost.op,
             "error_db": round(self.cost.decibels, 2),
             "time_share": round(self.share, 4),
-            "decision": "float" if self.kept else "int8",
+            "decision": self.becomes,
             "reason": self.reason,
         }
 
@@ -72,7 +87,45 @@ def _decision(cost: Cost, share: float, kept: bool, budget: float) -> Decision:
         reason = f"{part} for {100 * share:.1f} % of the time"
     else:
         reason = f"{part}; worth its {100 * share:.1f} % of the time" if budget else part
-    return Decision(cost, share, kept, reason)
+    return Decision(cost, share, "float" if kept else "int8", reason)
+
+
+def moving(
+    costs: Sequence[Cost],
+    decisions: Sequence[Decision],
+    shares: Mapping[str, float],
+    budget: float,
+    correction: float = 1.0,
+) -> frozenset[str]:
+    """The nodes, now in float, that may be quantized with ranges found as they run: the longest first.
+
+    ``costs`` are what they cost then. Each must lose less than with ranges found beforehand, and all of them together
+    no more than the budget.
+    """
+    before = {one.cost.node: one.cost.error for one in decisions if one.kept}
+    better = [cost for cost in costs if cost.error <= _MOVING * before.get(cost.node, 0.0)]
+    found: set[str] = set()
+    left = _SAFETY * budget
+    for cost in sorted(better, key=lambda cost: (-shares.get(cost.node, 0.0), cost.node)):
+        if (spent := max(correction, 1.0) * cost.error) <= left:
+            found.add(cost.node)
+            left -= spent
+    return frozenset(found)
+
+
+def faster(one: Path, other: Path, feed: Mapping[str, Any]) -> bool:
+    """Whether one model takes less time than another on this input, by turns on one thread."""
+    from modelops.graphs import runs
+
+    times: dict[Path, list[float]] = {one: [], other: []}
+    with runs.session(one, trusted=True) as first, runs.session(other, trusted=True) as second:
+        for number in range(_TURNS + 1):
+            for place, session in ((one, first), (other, second)):
+                started = time.process_time()
+                runs.run(session, feed)
+                if number:  # the first one warms up
+                    times[place].append(time.process_time() - started)
+    return median(times[one]) < median(times[other])
 
 
 def time_shares(model: Path, feed: Mapping[str, Any], scratch: Path) -> dict[str, float]:

@@ -33,8 +33,8 @@ def apart(model: ir.Model) -> int:
     if (graph.opset_imports.get("") or 0) < _OPSET:
         return 0
     for node in list(graph):
-        unused = [place for place, output in enumerate(node.outputs) if place in (1, 2) and list(output.uses())]
-        if node.op_type != "SkipLayerNormalization" or unused:
+        statistics = any(list(output.uses()) or output.is_graph_output() for output in node.outputs[1:_SUM])
+        if node.op_type != "SkipLayerNormalization" or statistics:
             continue
         x, skip, gamma = node.inputs[:3]
         beta = node.inputs[3] if len(node.inputs) > 3 else None

@@ -15,8 +15,8 @@ from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import GateFailed, UsageError
 from modelops.quantizers import REGISTRY, Quantizer
+from modelops.quantizers._options import Targeted
 from modelops.quantizers._scope import bare, nothing_to_quantize, refuse_quantized
-from modelops.quantizers._targets import TargetName
 
 # Weights in blocks pay where a product waits for memory, which small matrices do not: they stay in the CPU's caches.
 _LARGE_WEIGHTS = 64 << 20
@@ -73,19 +73,13 @@ class Facts:
         )
 
 
-class Auto(Quantizer):
+class Auto(Targeted):
     """Tries what makes sense for the graph and this machine, and keeps the fastest that is accurate enough."""
 
     tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
     budget: float = option(
         default=300.0, help="Time for the search; what is best by then is taken.", min=1.0, unit="seconds"
-    )
-    exclude: tuple[str, ...] = option(
-        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
-    )
-    target: TargetName = option(
-        default="auto", help="The kernels to make it for: signs, 7 bits and symmetry follow; auto asks this machine's."
     )
 
     def plan(self, facts: Facts) -> tuple[Candidate, ...]:

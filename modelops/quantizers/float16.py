@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import tool
-from modelops.quantizers import Quantizer
+from modelops.quantizers._options import Selective
 from modelops.quantizers._plan import Facts
 from modelops.quantizers._scope import described_nodes, excluded_nodes, nothing_to_quantize, refuse_quantized
 
@@ -25,14 +24,10 @@ _MOST = 65504.0 / 2
 _NEVER = -3e4
 
 
-class Float16(Quantizer):
+class Float16(Selective):
     """Half precision; nodes that would overflow on the data stay float32."""
 
     tools = ("onnx", "onnx-ir", "onnxruntime")
-
-    exclude: tuple[str, ...] = option(
-        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
-    )
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         import onnx

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import UsageError, tool
-from modelops.quantizers import Quantizer
-from modelops.quantizers._budget import Grounds, copied
+from modelops.quantizers._budget import Grounds, Left, copied
 from modelops.quantizers._histograms import Range, Rule
 from modelops.quantizers._improvements import Improved
-from modelops.quantizers._int8 import ReducedRange, reduces
+from modelops.quantizers._int8 import reduces
 from modelops.quantizers._memory import Memory
-from modelops.quantizers._plan import OPS, Facts, Plan, plan
+from modelops.quantizers._options import Integer
+from modelops.quantizers._plan import OPS, PRODUCTS, Facts, Plan, plan
 from modelops.quantizers._rounding import Scheme
 from modelops.quantizers._scope import (
     WEIGHTY,
@@ -29,18 +29,17 @@ from modelops.quantizers._scope import (
     nothing_to_quantize,
     refuse_quantized,
 )
-from modelops.quantizers._targets import Target, TargetName, resolve
+from modelops.quantizers._targets import Target, resolve
 
 if TYPE_CHECKING:
     import onnx
 
 
-class Static(Quantizer):
+class Static(Integer):
     """8-bit weights and activations, with ranges from calibration data."""
 
     tools = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 
-    per_channel: bool = option(default=True, help="Give every output channel of a weight its own scale.")
     ranges: Rule = option(
         default="minmax",
         help="How the range of an activation is found: minmax clips nothing, auto takes the best for each.",
@@ -48,34 +47,6 @@ class Static(Quantizer):
     percentile: float = option(
         default=99.99, help="Share of values in range on each side, with --ranges percentile or auto.", min=50, max=100
     )
-    op_types: tuple[str, ...] = option(default=(), help="Operators to quantize (default: all that the method knows).")
-    fuse: bool = option(
-        default=True, help="Fuse attention and normalization for onnxruntime first, where that is found right."
-    )
-    exclude: tuple[str, ...] = option(
-        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
-    )
-    reduce_range: ReducedRange = option(
-        default="auto", help="Keep weights to 7 bits, as CPUs without VNNI need to stay exact; auto asks the target."
-    )
-    target: TargetName = option(
-        default="auto", help="The kernels to make it for: signs, 7 bits and symmetry follow; auto asks this machine's."
-    )
-
-    migrate: bool = option(
-        default=True, help="Move the spread of what products read into their weights, where that lowers the error."
-    )
-    outliers: bool = option(
-        default=True, help="Multiply the few columns that stand out in float, where they cost precision."
-    )
-    compensate: bool = option(default=True, help="Round the weights of products so that errors cancel on the samples.")
-    correct_bias: bool = option(default=True, help="Take mean errors off biases, where that lowers the error.")
-
-    explain: bool = option(default=False, help="Measure what every node costs, and list it in the report.")
-    least_sqnr: float = option(
-        default=0.0, help="Signal over noise of outputs to keep, in dB: nodes go back to float for it.", min=0, max=120
-    )
-    search_time: float = option(default=60.0, help="Time for measuring nodes.", min=1, unit="seconds")
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.quantizers._budget import within
@@ -87,20 +58,18 @@ class Static(Quantizer):
                 hint="give a folder or file of samples, or use --method dynamic",
             )
 
-        def make(kept: frozenset[str]) -> tuple[Done, Grounds | None]:
-            return self._made(source, target, workbench, kept)
+        def make(left: Left) -> tuple[Done, Grounds | None]:
+            return self._made(source, target, workbench, left)
 
         return within(make, source, target, least_sqnr=self.least_sqnr, explain=self.explain, seconds=self.search_time)
 
-    def _made(
-        self, source: Path, target: Path, workbench: Workbench, kept: frozenset[str]
-    ) -> tuple[Done, Grounds | None]:
-        """Quantize once, with these nodes of the prepared graph left in float."""
+    def _made(self, source: Path, target: Path, workbench: Workbench, left: Left) -> tuple[Done, Grounds | None]:
+        """Quantize once, but for these nodes of the prepared graph."""
         from modelops.quantizers import _qdq
 
         ops = chosen_ops(self.op_types, OPS, "static")
         place, model, excluded, fusions, note = self._opened(source, workbench.scratch)
-        excluded |= kept
+        excluded |= left.floats | left.moving
         first = plan(model, ops, excluded, set())
         if not first.weighted:
             count = len(model.graph.node)
@@ -108,7 +77,7 @@ class Static(Quantizer):
         memory = Memory(model, workbench.batches, workbench.scratch)
         final, found, special = self._calibrated(model, first, ops, excluded, memory)
         weighted = [node for node in model.graph.node if node.op_type in WEIGHTY]
-        left = described_nodes(node for node in weighted if node.name not in set(final.names))
+        floats = described_nodes(n for n in weighted if n.name not in left.moving | set(final.names))
         target_kernels = resolve(self.target)
         reduced = reduces(self.reduce_range, target_kernels)
         scheme = Scheme(self.per_channel, reduced, self.ranges, self.percentile)
@@ -116,19 +85,22 @@ class Static(Quantizer):
         found = found | better.ranges
         grounds = None
         if self.explain or self.least_sqnr:
-            grounds = Grounds(copied(model), tuple(final.names), found, scheme, memory)
+            movable = _movable(final) if not (target_kernels.options or target_kernels.signed) else frozenset[str]()
+            grounds = Grounds(copied(model), tuple(final.names), found, scheme, memory, movable)
         written = _qdq.inserted(
             model, final, found, per_channel=self.per_channel, reduced=reduced, target=target_kernels
         )
-        dropped, tables = self._finished(written, final, excluded if "Gather" in ops else None, target)
+        dropped, tables = self._finished(
+            written, final, left.moving, excluded if "Gather" in ops else None, target, reduced=reduced
+        )
         kernels = _qdq.kernels(target)
         weights = "int8, 7 bits" if reduced else "int8"
         done = Done(
             notes=(*note, *([better.note] if better.note else []), *_notes(final, first, kernels["unfused"])),
             details={
-                "quantized": {**described_nodes(final.nodes), "tables": len(tables)},
-                "left_float": left,
-                "nodes": sorted([*final.names, *tables]),
+                "quantized": {**described_nodes(final.nodes), "dynamic": len(left.moving), "tables": len(tables)},
+                "left_float": floats,
+                "nodes": sorted([*final.names, *left.moving, *tables]),
                 "weights": weights,
                 "target": {**target_kernels.to_dict(), "weights": weights},
                 "fusions": fusions,
@@ -184,18 +156,29 @@ class Static(Quantizer):
         return model, final, Improved(place, table, {})
 
     def _finished(
-        self, written: onnx.ModelProto, final: Plan, excluded: set[str] | None, target: Path
+        self,
+        written: onnx.ModelProto,
+        final: Plan,
+        moving: frozenset[str],
+        excluded: set[str] | None,
+        target: Path,
+        *,
+        reduced: bool,
     ) -> tuple[int, list[str]]:
         """Write the graph after our own passes; (pairs dropped, tables quantized). None leaves all tables float."""
         from modelops.graphs import files
         from modelops.quantizers import _qdq
+        from modelops.quantizers._moving import Writer
         from modelops.quantizers._sums import apart
         from modelops.quantizers._tables import quantize_tables
-        from modelops.quantizers._weights import cleaned
+        from modelops.quantizers._weights import cleaned, products
 
         with tool("writing the quantized graph"):
             graph = _qdq.read(written)
             dropped = _qdq.drop_idle_pairs(graph, final.names)
+            writer = Writer(graph.graph, per_channel=self.per_channel, reduced=reduced)
+            for product in [product for product in products(graph.graph) if product.name in moving]:
+                writer.replace(product)
             apart(graph)
             tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
             files.save(cleaned(graph), target)
@@ -229,6 +212,15 @@ class Static(Quantizer):
         names = excluded_nodes(self.exclude, writes)
         tensors = {tensor for name in names for tensor in writes[name]}
         return {node.name for node in model.graph.node if node.name in names or tensors & set(node.output)}
+
+
+def _movable(final: Plan) -> frozenset[str]:
+    """The nodes that can also find the range of what they read as they run."""
+    return frozenset(
+        node.name
+        for node in final.nodes
+        if node.op_type in PRODUCTS and all(item.name != "beta" or item.f == 1 for item in node.attribute)
+    )
 
 
 def _notes(final: Plan, first: Plan, unfused: dict[str, int]) -> list[str]:

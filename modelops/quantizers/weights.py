@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelops.core.component import option
 from modelops.core.workbench import Done, Workbench
 from modelops.errors import UsageError, tool
-from modelops.quantizers import Quantizer
+from modelops.quantizers._options import Fusing
 from modelops.quantizers._scope import chosen_ops, refuse_quantized
 
 if TYPE_CHECKING:
@@ -24,31 +24,26 @@ if TYPE_CHECKING:
 
 _OPS = ("Gather", "Gemm", "MatMul")
 _DOMAIN = "com.microsoft"
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
 # MatMulNBits computes with int8 activations at level 4, its fastest, and with float ones at level 1.
 _INT8_COMPUTE = 4
 
 
-class Weights(Quantizer):
+class Weights(Fusing):
     """Weights alone in blocks of 8 or 4 bits; activations stay float."""
 
     tools = ("onnx", "onnx-ir", "onnxscript")
 
-    bits: int = option(default=8, help="Bits of a weight: 8 or 4.", min=4, max=8)
-    block_size: int = option(default=32, help="Weights that share a scale: 16, 32, 64, 128 or 256.", min=16, max=256)
-    op_types: tuple[str, ...] = option(default=(), help="Operators to quantize (default: all that the method knows).")
-    fuse: bool = option(
-        default=True, help="Fuse attention and normalization for onnxruntime first, where that is found right."
-    )
-    exclude: tuple[str, ...] = option(
-        default=(), help="Nodes to leave in float, by name or by what they write; * and ? match."
-    )
+    bits: int = option(default=8, help="Bits of a weight: 8 or 4.")
+    block_size: int = option(default=32, help="Weights that share a scale: 16, 32, 64, 128 or 256.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits not in (4, 8):
             raise UsageError(f"--bits is 8 or 4, not {self.bits}")
-        if self.block_size & (self.block_size - 1):
-            raise UsageError(f"--block-size is a power of two, not {self.block_size}", hint="32 is a good choice")
+        if self.block_size not in _BLOCK_SIZES:
+            listed = f"{', '.join(map(str, _BLOCK_SIZES[:-1]))} or {_BLOCK_SIZES[-1]}"
+            raise UsageError(f"--block-size is {listed}, not {self.block_size}", hint="32 is a good choice")
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.quantizers._tables import quantize_tables

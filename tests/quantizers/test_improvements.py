@@ -171,3 +171,43 @@ def test_an_output_that_became_nan_counts_as_lost() -> None:
     errors = _Errors()
     errors.add({"y": np.ones((4, 4), np.float32)}, {"y": np.full((4, 4), np.nan, np.float32)})
     assert errors.worst == np.inf and decibels(errors.worst) == -120
+
+
+@pytest.fixture
+def wandering(tmp_path: Path) -> tuple[Path, Any]:
+    """A product that reads values a thousand times as large in one batch as in another, undone behind it."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 64] x, float[n, 1] size) => (float[n, 32] y) {
+        h = MatMul (x, w1)
+        large = Mul (h, size)
+        o = MatMul (large, w2)
+        y = Div (o, size)
+    }"""
+    source = model_of(text, {"w1": weights(64, 128, seed=2), "w2": weights(128, 32, seed=3)}, tmp_path / "w.onnx")
+    size = np.repeat(np.geomspace(1, 1000, 8), 8)[:, None].astype(np.float32)
+    return source, {"x": np.random.default_rng(5).normal(size=(64, 64)).astype(np.float32), "size": size}
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_product_finds_its_range_as_it_runs_where_that_keeps_more_and_is_faster_than_float(
+    wandering: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr("modelops.quantizers._budget.faster", lambda *_: faster)
+    source, data = wandering
+    target, done = quantized(Static(least_sqnr=25, **OFF), source, data, tmp_path / "out")
+    decisions = {line["node"]: line["decision"] for line in done.details["sensitivity"]}
+    assert sorted(decisions.values()) == (["dynamic", "int8"] if faster else ["float", "int8"])
+    assert operators(target).get("MatMulInteger", 0) == faster and done.details["quantized"]["dynamic"] == faster
+    batches = [{name: array[start : start + 8] for name, array in data.items()} for start in range(0, 64, 8)]
+    least = min(sqnr(outputs(source, batch), outputs(target, batch)) for batch in batches)
+    assert done.metrics[-1].value >= 25 and least > 24
+    assert any("as they run" in note for note in done.notes) == faster
+
+
+def test_what_loses_as_much_with_ranges_found_as_it_runs_stays_float(spread: tuple[Path, Any], tmp_path: Path) -> None:
+    source, data = spread
+    _, explained = quantized(Static(explain=True, **OFF), source, data, tmp_path / "explained")
+    asked = explained.metrics[-1].value + 6
+    target, done = quantized(Static(least_sqnr=asked, **OFF), source, data, tmp_path / "kept")
+    assert {line["decision"] for line in done.details["sensitivity"]} == {"int8", "float"}
+    assert "MatMulInteger" not in operators(target)
