@@ -252,12 +252,19 @@ class _Job:
             self.notes.append("they go with the model, which was not written; --curve-to FOLDER keeps them")
 
     def report(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> Report:
+        from modelops.stages._lists import tables
+
         sizes = _sizes(self.source, self.target, before, after) if after else ()
         return Report(
             metrics=(*sizes, *self.metrics),
             checks=tuple(self.checks),
             notes=(*self.notes, *self.given.notes),
-            details={**self.details, "code_executed": self.given.code_executed(), "hint": _HINT},
+            details={
+                **self.details,
+                "tables": tables(self.details),
+                "code_executed": self.given.code_executed(),
+                "hint": _HINT,
+            },
         )
 
 

@@ -260,6 +260,14 @@ def test_groups_tell_what_they_lost_and_gained(tmp_path: Path) -> None:
             assert isinstance(group["microseconds_gained"], float)
 
 
+def test_tables_show_groups_and_what_was_left_alone(tmp_path: Path) -> None:
+    with pruned(artifact(feed_forward(), tmp_path), best_effort=True) as (report, _):
+        groups, skipped = report.details["tables"]
+        assert groups["columns"][:4] == ["group", "of", "kept", "removed"]
+        assert groups["rows"][0][1:4] == ["channels", 32, 32]
+        assert any("LayerNormalization" in row[2] for row in skipped["rows"])
+
+
 def test_curve_is_data_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from modelops.stages import _curve
