@@ -15,7 +15,7 @@ from modelops.core.artifact import Artifact
 from modelops.core.component import described
 from modelops.core.report import Check, Metric, Verdict
 from modelops.core.workbench import Done
-from modelops.errors import GateFailed
+from modelops.errors import GateFailed, UsageError
 from modelops.graphs.arrays import digest
 from modelops.graphs.files import size_of
 from modelops.measures.gates import TransitionName
@@ -105,6 +105,17 @@ class Attempts:
             made_up = bench.dataset is not None and bench.dataset.made_up
             self.rows = Rows("--eval", not made_up, bench)
         self.memory: _Memory | None = None
+
+    def refuse_early(self) -> None:
+        """Refuse --eval that does not fit the model, or has no labels for --metric, before any work is done."""
+        if self.stage.eval is None or self.rows.bench is None:
+            return
+        first = next(iter(self.rows.bench.samples()))
+        if self.stage.metric is not None and first.label is None:
+            raise UsageError(
+                f"--metric {self.stage.metric} needs labels, and {self.stage.eval} has none",
+                hint="give labelled samples, or leave --metric out: agreement with the float model judges then",
+            )
 
     def _bench(self, data: Path | None, samples: int | None, scratch: Path | None = None) -> SampleBench:
         dataset = self.stage.dataset if data is not None else None

@@ -6,14 +6,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.core.artifact import Artifact
 from modelops.core.progress import progress
-from modelops.errors import EnvironmentMissing, UsageError
+from modelops.errors import UsageError
 from modelops.pruners import CUT, Pruner
+from modelops.stages import _pictures
+from modelops.stages._pictures import DARK, MAIN, PALE, SPAN, drawing
 
 if TYPE_CHECKING:
     from modelops.stages._gain import Timing
@@ -39,10 +40,7 @@ def shares(text: str) -> list[float]:
 
 def require_plots() -> None:
     """EnvironmentMissing, with the pip command, where there is nothing to draw with."""
-    from modelops.core.extras import pip_hint
-
-    if find_spec("matplotlib") is None:
-        raise EnvironmentMissing("--curve draws with matplotlib, not installed here", hint=pip_hint(["matplotlib"]))
+    _pictures.require_plots("--curve")
 
 
 @dataclass(frozen=True)
@@ -109,19 +107,14 @@ def write(place: Callable[[str], Path], quality: Quality, points: Sequence[dict[
 
 def draw(place: Path, quality: Quality, points: Sequence[dict[str, Any]]) -> None:
     """Quality against the time of one inference, as a share of the source's; before and after refitting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"svg.hashsalt": "modelops", "font.size": 10}):
-        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    across, up = "time of one inference, as a share of the source's", quality.name.replace("_", " ")
+    with drawing(place, across=across, up=up) as axes:
         times = [1 / point["speedup"] for point in points]
         values = [point["quality"] for point in points]
         refitted = any(point.get("unrefitted") is not None for point in points)
         if refitted:
             bare = [point.get("unrefitted") for point in points]
-            axes.plot(times, bare, "o--", color="#b0b0b0", markersize=4, linewidth=1, label="cut alone")
+            axes.plot(times, bare, "o--", color=PALE, markersize=4, linewidth=1, label="cut alone")
         spans = [point["interval"] or (point["speedup"], point["speedup"]) for point in points]
         errors = [
             [max(0.0, time - 1 / span[1]) for time, span in zip(times, spans, strict=True)],
@@ -132,8 +125,8 @@ def draw(place: Path, quality: Quality, points: Sequence[dict[str, Any]]) -> Non
             values,
             xerr=errors,
             fmt="o-",
-            color="#1f5fa8",
-            ecolor="#9db8d6",
+            color=MAIN,
+            ecolor=SPAN,
             markersize=5,
             linewidth=1.6,
             capsize=2,
@@ -153,16 +146,5 @@ def draw(place: Path, quality: Quality, points: Sequence[dict[str, Any]]) -> Non
                 fontsize=8,
             )
         if quality.source is not None:
-            axes.plot([1.0], [quality.source], "D", color="#333333", markersize=6, label="source")
-        axes.set_xlabel("time of one inference, as a share of the source's")
-        axes.set_ylabel(quality.name.replace("_", " "))
+            axes.plot([1.0], [quality.source], "D", color=DARK, markersize=6, label="source")
         axes.set_xlim(left=0)
-        axes.margins(y=0.15)
-        axes.grid(color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
-        metadata = {"Date": None} if place.suffix == ".svg" else {"Software": None}
-        figure.savefig(place, dpi=150, metadata=metadata)
-        pyplot.close(figure)

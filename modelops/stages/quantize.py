@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from modelops.errors import GateFailed, Inconclusive, UsageError
 from modelops.quantizers import REGISTRY, Quantizer
 from modelops.stages import Stage, _limits
 from modelops.stages._attempts import MODEL, Attempt, Attempts, moved
+from modelops.stages._entrants import runs_onnx
 
 # Methods that keep activations in float make a smaller file; that they may be slower is known, and only reported.
 _SIZE_ONLY = frozenset({"float16", "weights"})
@@ -56,7 +59,7 @@ class Quantize(Stage):
         default="fail",
         help="When int8 is slower here: fail, publish the float model unchanged, or publish int8 all the same.",
     )
-    backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where both models are timed.")
+    backend: Backend = choice(BACKENDS, default="onnxruntime-cpu", help="Where both models are timed.", fits=runs_onnx)
     speed_budget: float = option(default=20.0, help="Time for the timing.", min=1.0, unit="seconds")
     seed: int = option(default=0, help="Seed of the bootstrap and of the order of timings.", min=0)
 
@@ -82,12 +85,14 @@ class Quantize(Stage):
         refuse_quantized(source.model)
         with tempfile.TemporaryDirectory(prefix="modelops-quantize-") as folder:
             job = _Job(self, source, draft.file(MODEL), Path(folder))
+            job.attempts.refuse_early()
             try:
                 job.attempt()
             except GateFailed as error:
                 return _impossible(self.method.name, error.message, error.hint)
             job.portable()
             job.race()
+            job.explain(draft)
             return job.report()
 
 
@@ -104,6 +109,7 @@ class _Job:
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     decision: str = "published"
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.attempts = Attempts(self.stage, self.source, self.scratch)
@@ -115,13 +121,16 @@ class _Job:
 
         method = self.stage.method
         if isinstance(method, Auto):
-            made = self._found(method)
+            with self._clocked("search"):
+                made = self._found(method)
         else:
             folder = self.scratch / "made"
             folder.mkdir()
-            made = self.attempts.made(Candidate(method.name, method), folder / MODEL)
+            with self._clocked("making"):
+                made = self.attempts.made(Candidate(method.name, method), folder / MODEL)
             if not made.impossible:
-                self.attempts.judge(made)
+                with self._clocked("accuracy"):
+                    self.attempts.judge(made)
         if made.impossible:
             raise GateFailed(made.impossible, hint=made.hint)
         assert made.place is not None
@@ -132,6 +141,15 @@ class _Job:
         self.notes += made.notes
         self.details |= made.details
         self.details["bytes"] = [self.source.size, made.bytes]
+
+    @contextlib.contextmanager
+    def _clocked(self, part: str) -> Iterator[None]:
+        """Within, the time that passes counts as that of this part."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - started
 
     def _found(self, auto: Any) -> Attempt:
         """The best that a search found; its table goes into the report."""
@@ -178,7 +196,8 @@ class _Job:
             self.notes.append("speed was not measured: the model is not accurate enough")
             return
         try:
-            found = timed(self.stage, self.source, self.target, self.feed)
+            with self._clocked("speed"):
+                found = timed(self.stage, self.source, self.target, self.feed)
         except Inconclusive as error:
             self.notes.append(f"warning: speed could not be judged: {error.message}")
             return
@@ -237,6 +256,23 @@ class _Job:
         self.metrics = []
         self.checks = [Check("kept-source", "pass", f"int8 {text}; the float model is published as it was")]
 
+    def explain(self, draft: Draft) -> None:
+        """What every node costs, where that was asked for: a table in the report, a picture beside the model."""
+        from modelops.stages import _explained, _pictures
+
+        lines = self.details.get("sensitivity")
+        if not lines or not getattr(self.stage.method, "explain", False):
+            return
+        self.details["tables"] = [_explained.table(lines)]
+        if self.failed or self.decision != "published":
+            return
+        if not _pictures.can_draw():
+            self.notes.append("no picture of error against latency: that needs matplotlib, of the extra plots")
+            return
+        found = next((metric.value for metric in self.metrics if metric.name == "held_out_sqnr"), None)
+        for name in _explained.PICTURES:
+            _explained.draw(draft.file(name), lines, float(found) if isinstance(found, (int, float)) else None)
+
     def report(self) -> Report:
         before, after = self.details.pop("bytes")
         sizes = (
@@ -244,8 +280,9 @@ class _Job:
             Metric("model_bytes", after, "bytes"),
             Metric("size_ratio", before / after, "x"),
         )
+        clocked = (Metric(f"{part}_seconds", took, "s") for part, took in self.seconds.items())
         return Report(
-            metrics=(*sizes, *self.metrics),
+            metrics=(*sizes, *self.metrics, *clocked),
             checks=tuple(self.checks),
             notes=tuple(self.notes),
             details={

@@ -11,7 +11,7 @@ import pytest
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.report import Metric, Report
 from modelops.core.workbench import Done
-from modelops.errors import Inconclusive, UsageError
+from modelops.errors import Inconclusive, InputRefused, UsageError
 from modelops.graphs.wrap import wrap
 from modelops.measures.comparison import Comparison
 from modelops.measures.drops import Drop, judge_drop, paired_bounds
@@ -317,3 +317,41 @@ def test_half_precision_is_held_to_its_own_gates(run: Any, slower: None) -> None
     report, _ = run(Quantize(method=Float16()))
     assert report.exit_code == 0 and check(report, "y.sqnr").threshold == ">= 40 dB"
     assert all(check.name != "speed" for check in report.checks)
+
+
+def test_data_that_judges_is_looked_at_before_any_work(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dynamic, "quantize", lambda *_: pytest.fail("quantized before --eval was looked at"))
+    wrong, bare = tmp_path / "wrong.npz", labelled(tmp_path / "bare.npz", 8, labels=False)
+    np.savez(wrong, x=np.zeros((4, 9), np.float32))
+    with pytest.raises(InputRefused, match="x"):
+        run(Quantize(method=Dynamic(), eval=wrong))
+    with pytest.raises(UsageError, match="--metric top1 needs labels"):
+        run(Quantize(method=Dynamic(), eval=bare, metric="top1"))
+
+
+def test_every_part_tells_its_seconds(run: Any, faster: None) -> None:
+    report, _ = run(Quantize(method=Dynamic()))
+    clocked = {metric.name: metric.unit for metric in report.metrics if metric.name.endswith("_seconds")}
+    assert clocked == {"making_seconds": "s", "accuracy_seconds": "s", "speed_seconds": "s"}
+
+
+def test_what_every_node_costs_is_a_table_and_a_picture(run: Any, tmp_path: Path, faster: None) -> None:
+    pytest.importorskip("matplotlib")
+    data = labelled(tmp_path / "data.npz", 64)
+    report, model = run(Quantize(method=Dynamic(explain=True), data=data))
+    (table,) = report.details["tables"]
+    assert [row[0] for row in table["rows"]] == [line["node"] for line in report.details["sensitivity"]]
+    assert len(table["rows"]) == 2 and table["rows"][0][2] <= table["rows"][1][2]
+    drawn = {suffix: (model.parent / f"sensitivity.{suffix}").read_bytes() for suffix in ("svg", "png")}
+    assert b"<svg" in drawn["svg"] and drawn["png"].startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_table_alone_is_given(
+    run: Any, tmp_path: Path, faster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.stages._pictures.can_draw", lambda: False)
+    report, model = run(Quantize(method=Dynamic(explain=True), data=labelled(tmp_path / "data.npz", 64)))
+    assert report.details["tables"] and not (model.parent / "sensitivity.svg").exists()
+    assert any("matplotlib" in note for note in report.notes)
