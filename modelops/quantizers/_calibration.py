@@ -114,34 +114,36 @@ def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch:
     return found
 
 
-def ranges(
-    model: onnx.ModelProto,
-    extents: Mapping[str, Extent],
-    rule: Rule,
-    percentile: float,
-    feeds: Feeds,
-    scratch: Path,
-) -> dict[str, Range]:
-    """The range of every tensor by the rule."""
-    if rule == "minmax":
-        return {name: (extent.low, extent.high) for name, extent in extents.items()}
-    if rule == "average":
-        return {name: extent.average for name, extent in extents.items()}
-    found: dict[str, Range] = {}
+def histograms(
+    model: onnx.ModelProto, extents: Mapping[str, Extent], feeds: Feeds, scratch: Path
+) -> dict[str, tuple[Histogram, Histogram]]:
+    """How often values fell where, of every tensor: on the batches that fit, and on one in four that is held out."""
+    found: dict[str, tuple[Histogram, Histogram]] = {}
     steps = {name: step_of(extent.elements) for name, extent in extents.items()}
     parts = list(bands({name: 4 * extent.elements // steps[name] for name, extent in extents.items()}))
     for number, band in enumerate(parts, 1):
-        fitted = {name: Histogram(extents[name].low, extents[name].high) for name in band}
-        held_out = {name: Histogram(extents[name].low, extents[name].high) for name in band}
+        for name in band:
+            low, high = extents[name].low, extents[name].high
+            found[name] = Histogram(low, high), Histogram(low, high)
         what = "counting activations" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
         for index, values in enumerate(streamed(model, band, feeds, scratch, what, steps)):
-            apart = rule == "auto" and index % _HELD_OUT == _HELD_OUT - 1
+            held_out = index % _HELD_OUT == _HELD_OUT - 1
             while values:  # freed one by one, before the next batch runs
                 name, array = values.popitem()
-                (held_out if apart else fitted)[name].add(array)
+                found[name][held_out].add(array)
             del array
-        found |= {name: best(fitted[name], rule, percentile, held_out[name]) for name in band}
     return found
+
+
+def chosen(rule: Rule, percentile: float, extent: Extent, counted: tuple[Histogram, Histogram] | None) -> Range:
+    """The range of a tensor by the rule; only auto needs samples of its own to judge by."""
+    if rule == "minmax":
+        return extent.low, extent.high
+    if rule == "average":
+        return extent.average
+    assert counted is not None
+    fitted, held_out = counted
+    return best(fitted, rule, percentile, held_out) if rule == "auto" else best(fitted + held_out, rule, percentile)
 
 
 def step_of(elements: int) -> int:

@@ -16,7 +16,9 @@ mse and entropy are searched for, end by end, over fractions of the whole range.
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,6 +66,33 @@ class Histogram:
         if self.high > self.low:
             places = ((flat - np.float32(self.low)) * np.float32(BINS / (self.high - self.low))).astype(np.int32)
             self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        """What both counted, between the same ends."""
+        both = Histogram(self.low, self.high)
+        both.counts, both.zeros = self.counts + other.counts, self.zeros + other.zeros
+        return both
+
+    def to_list(self) -> list[Any]:
+        """For the cache: ends, zeros, and the counts as text."""
+        packed = base64.b64encode(zlib.compress(self.counts.astype("<i8").tobytes())).decode()
+        return [self.low, self.high, self.zeros, packed]
+
+    @classmethod
+    def of_list(cls, values: Any) -> Histogram:
+        """What ``to_list`` wrote; ValueError for anything else."""
+        import numpy as np
+
+        low, high, zeros, packed = values
+        found = cls(float(low), float(high))
+        try:
+            counts = np.frombuffer(zlib.decompress(base64.b64decode(packed)), dtype="<i8")
+        except zlib.error as error:
+            raise ValueError(f"no histogram: {error}") from error
+        if counts.shape != (BINS,) or counts.min() < 0 or int(zeros) < 0 or (found.low, found.high) != (low, high):
+            raise ValueError("no histogram")
+        found.counts, found.zeros = counts.astype(np.int64), int(zeros)
+        return found
 
     def error(self, found: Range) -> float:
         """The mean squared error of quantizing what was counted with this range."""

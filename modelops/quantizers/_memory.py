@@ -1,7 +1,7 @@
 """What calibration found, remembered by content: the graph, the samples as they are fed, and the tools' versions.
 
-Facts are kept by tensor, so that leaving out a node, or another choice of nodes, never calibrates again. What can't be
-read, or is not what was written, counts as not remembered.
+Facts are kept by tensor, so that leaving out a node, or another choice of nodes or of rules, never calibrates again.
+What can't be read, or is not what was written, counts as not remembered.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import modelops
 from modelops.core import cache, machine
 from modelops.core.progress import progress
 from modelops.errors import InputRefused
-from modelops.quantizers._calibration import Extent, Feeds, extents, ranges
-from modelops.quantizers._histograms import Range, Rule
+from modelops.quantizers._calibration import Extent, Feeds, chosen, extents, histograms
+from modelops.quantizers._histograms import Histogram, Range, Rule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,13 +45,15 @@ class Memory:
         return self.recalled("extents", names, found, Extent.to_list, Extent.of_list)
 
     def ranges(self, seen: Mapping[str, Extent], rule: Rule, percentile: float) -> dict[str, Range]:
-        """The range of every tensor by the rule."""
+        """The range of every tensor by the rule; those that clip look at one and the same count of values."""
+        counted: dict[str, tuple[Histogram, Histogram]] = {}
+        if rule not in ("minmax", "average"):
 
-        def found(missing: list[str]) -> dict[str, Range]:
-            wanted = {name: seen[name] for name in missing}
-            return ranges(self.model, wanted, rule, percentile, self.feeds, self.scratch)
+            def found(missing: list[str]) -> dict[str, tuple[Histogram, Histogram]]:
+                return histograms(self.model, {name: seen[name] for name in missing}, self.feeds, self.scratch)
 
-        return self.recalled(f"{rule} {percentile!r}", seen, found, list, _range)
+            counted = self.recalled("histograms", seen, found, _written, _read)
+        return {name: chosen(rule, percentile, extent, counted.get(name)) for name, extent in seen.items()}
 
     def recalled(
         self,
@@ -77,9 +79,13 @@ class Memory:
         return {name: known[name] for name in names}
 
 
-def _range(value: Any) -> Range:
-    low, high = (float(end) for end in value)
-    return low, high
+def _written(pair: tuple[Histogram, Histogram]) -> list[Any]:
+    return [one.to_list() for one in pair]
+
+
+def _read(value: Any) -> tuple[Histogram, Histogram]:
+    fitted, held_out = (Histogram.of_list(one) for one in value)
+    return fitted, held_out
 
 
 def graph_digest(model: onnx.ModelProto) -> str:

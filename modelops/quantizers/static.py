@@ -6,7 +6,7 @@ The file stays in standard operators (QuantizeLinear, DequantizeLinear); a runti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,9 @@ class Static(Integer):
         target_kernels = resolve(self.target)
         reduced = reduces(self.reduce_range, target_kernels)
         scheme = Scheme(self.per_channel, reduced, self.ranges, self.percentile)
-        model, final, better = self._improved(place, model, final, found, scheme, memory, target_kernels)
+        model, final, better = self._improved(
+            place, model, final, found, scheme, memory, target_kernels, special.changed
+        )
         found = found | better.ranges
         grounds = None
         if self.explain or self.least_sqnr:
@@ -96,7 +98,7 @@ class Static(Integer):
         kernels = _qdq.kernels(target)
         weights = "int8, 7 bits" if reduced else "int8"
         done = Done(
-            notes=(*note, *([better.note] if better.note else []), *_notes(final, first, kernels["unfused"])),
+            notes=(*note, *([better.note] if better.note else []), *_notes(final, first, special, kernels["unfused"])),
             details={
                 "quantized": {**described_nodes(final.nodes), "dynamic": len(left.moving), "tables": len(tables)},
                 "left_float": floats,
@@ -104,7 +106,8 @@ class Static(Integer):
                 "weights": weights,
                 "target": {**target_kernels.to_dict(), "weights": weights},
                 "fusions": fusions,
-                "special_tensors": sorted(special),
+                "special_tensors": sorted(special.left),
+                "clipped_tensors": sorted(special.bounded),
                 **kernels,
                 "pairs_dropped": dropped,
                 **({"improvements": better.table} if better.table else {}),
@@ -114,18 +117,22 @@ class Static(Integer):
 
     def _calibrated(
         self, model: onnx.ModelProto, first: Plan, ops: frozenset[str], excluded: set[str], memory: Memory
-    ) -> tuple[Plan, dict[str, Range], set[str]]:
+    ) -> tuple[Plan, dict[str, Range], _Special]:
         """(plan without the nodes around special tensors, ranges that it needs, special tensors)."""
         from modelops.quantizers._calibration import special_tensors
+        from modelops.quantizers._sentinels import clipped, touched
 
         facts = Facts(model)
-        seen = memory.extents(first.tensors(facts))
+        names = first.tensors(facts)
+        ordinary, bounded = clipped(memory, names)
+        seen = ordinary.extents(names)
         special = special_tensors(model, seen)
         final = plan(model, ops, excluded, special)
         if not final.weighted:
             raise nothing_to_quantize("every node with weights touches a tensor that holds mask values or NaN")
         wanted = {name: seen[name] for name in final.tensors(facts)}
-        return final, memory.ranges(wanted, self.ranges, self.percentile), special
+        found = ordinary.ranges(wanted, self.ranges, self.percentile)
+        return final, found, _Special(special, bounded, touched(memory, ordinary, names))
 
     def _improved(
         self,
@@ -136,8 +143,9 @@ class Static(Integer):
         scheme: Scheme,
         memory: Memory,
         kernels: Target,
+        alone: set[str],
     ) -> tuple[onnx.ModelProto, Plan, Improved]:
-        """(the model made easier to quantize, the plan in it, what was done)."""
+        """(the model made easier to quantize, the plan in it, what was done); no node that reads ``alone`` is."""
         import onnx
 
         from modelops.quantizers._improvements import Improve, improved
@@ -147,12 +155,13 @@ class Static(Integer):
         if kernels.options or not wanted.anything:
             # Errors are simulated with asymmetric ranges, as CPUs have them.
             return model, final, Improved(place, [], {})
+        eligible = [node for node in final.weighted if not alone & set(node.input)]
         if final.attention:
-            better = improved(place, final.names, scheme, wanted, memory)
+            better = improved(place, [node.name for node in eligible], scheme, wanted, memory)
             model = onnx.load(str(better.model))
             names = set(final.names)
             return model, replace(final, nodes=tuple(n for n in model.graph.node if n.name in names)), better
-        table = correct(model, final.weighted, found, scheme, memory) if self.correct_bias else []
+        table = correct(model, eligible, found, scheme, memory) if self.correct_bias else []
         return model, final, Improved(place, table, {})
 
     def _finished(
@@ -223,10 +232,24 @@ def _movable(final: Plan) -> frozenset[str]:
     )
 
 
-def _notes(final: Plan, first: Plan, unfused: dict[str, int]) -> list[str]:
+@dataclass(frozen=True)
+class _Special:
+    """Tensors with sentinels: left alone, clipped, and those that clipping changed."""
+
+    left: set[str]
+    bounded: set[str]
+    changed: set[str]
+
+
+def _notes(final: Plan, first: Plan, special: _Special, unfused: dict[str, int]) -> list[str]:
     notes = []
     if final.attention:
         notes.append("this graph has attention: only its products with weights are integer, their results stay float")
+    if special.bounded:
+        notes.append(
+            f"mask values in {', '.join(sorted(special.bounded)[:3])}{' …' if len(special.bounded) > 3 else ''} are "
+            "clipped near the ordinary ones: in float that changed no output on any sample"
+        )
     lost = [node for node in first.nodes if node.name not in set(final.names)]
     if lost:
         listed = ", ".join(f"{count} {op}" for op, count in described_nodes(lost).items())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from quantizer_models import Bench, model_of, weights
 
 from modelops.core import cache
 from modelops.errors import InputRefused
+from modelops.graphs import runs
 from modelops.quantizers import _calibration
 from modelops.quantizers._calibration import Extent
+from modelops.quantizers._histograms import Histogram
 from modelops.quantizers._memory import Memory
 from modelops.quantizers.static import Static
 
@@ -25,7 +28,7 @@ def fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def runs_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tensors each calibration looked at."""
     seen: list[int] = []
-    for name in ("extents", "ranges"):
+    for name in ("extents", "histograms"):
         original = getattr(_calibration, name)
 
         def counting(model: Any, names: Any, *rest: Any, original: Any = original) -> Any:
@@ -48,33 +51,33 @@ def test_another_choice_of_nodes_never_calibrates_again(
 ) -> None:
     first = make(conv_net, images, tmp_path / "a", ranges=ranges)
     calibrated = len(runs_counted)
-    assert calibrated == 2
+    assert calibrated == (1 if ranges == "minmax" else 2)
     make(conv_net, images, tmp_path / "b", ranges=ranges, exclude=("c2",))
     assert len(runs_counted) == calibrated
     assert make(conv_net, images, tmp_path / "c", ranges=ranges) == first and len(runs_counted) == calibrated
 
 
-def test_other_samples_another_rule_and_other_weights_calibrate_again(
+def test_other_samples_and_other_weights_calibrate_again_and_another_rule_does_not(
     conv_net: Path, images: Any, tmp_path: Path, runs_counted: list[int]
 ) -> None:
     make(conv_net, images, tmp_path / "a", ranges="mse")
     assert len(runs_counted) == 2
     make(conv_net, images, tmp_path / "b", ranges="percentile")
-    assert len(runs_counted) == 3  # the extents are the same
+    assert len(runs_counted) == 2  # all rules that clip look at the same counts
     make(conv_net, {"image": images["image"][:-1]}, tmp_path / "c", ranges="mse")
-    assert len(runs_counted) == 5
+    assert len(runs_counted) == 4
     model = onnx.load(conv_net)
     model.graph.initializer[0].raw_data = weights(16, 3, 3, 3, seed=77).tobytes()
     onnx.save(model, conv_net)
     make(conv_net, images, tmp_path / "d", ranges="mse")
-    assert len(runs_counted) == 7
+    assert len(runs_counted) == 6
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"key": "x", "value": {}}', None])
 def test_a_corrupted_entry_is_calibrated_anew(
     conv_net: Path, images: Any, tmp_path: Path, runs_counted: list[int], damage: bytes | None
 ) -> None:
-    first = make(conv_net, images, tmp_path / "a")
+    first = make(conv_net, images, tmp_path / "a", ranges="mse")
     places = sorted((cache.root() / "ranges").rglob("*.json"))
     assert len(places) == 2
     for place in places:
@@ -82,7 +85,7 @@ def test_a_corrupted_entry_is_calibrated_anew(
             place.write_text(place.read_text().replace("[", "[null, ", 1))
         else:
             place.write_bytes(damage)
-    assert make(conv_net, images, tmp_path / "b") == first
+    assert make(conv_net, images, tmp_path / "b", ranges="mse") == first
     assert len(runs_counted) == 4
 
 
@@ -92,9 +95,8 @@ def test_percentiles_next_to_each_other_are_told_apart(
     model = onnx.load(conv_net)
     memory = Memory(model, lambda: iter([images]), tmp_path)
     seen = memory.extents(["image"])
-    low = memory.ranges(seen, "percentile", 99.99999)
-    runs_counted.clear()
-    assert low and memory.ranges(seen, "percentile", 100.0) and runs_counted == [1]
+    low = memory.ranges(seen, "percentile", 99.999)
+    assert memory.ranges(seen, "percentile", 100.0) != low and runs_counted == [1, 1]
 
 
 def test_an_extent_comes_back_as_it_was_and_nothing_else_does() -> None:
@@ -152,3 +154,29 @@ def test_infinite_sentinels_in_the_graph_leave_their_nodes_in_float(tmp_path: Pa
     (tmp_path / "s").mkdir()
     done = Static().quantize(source, tmp_path / "out.onnx", Bench(tmp_path / "s", data))  # type: ignore[arg-type]
     assert done.details["quantized"]["MatMul"] == 2 and done.details["special_tensors"] == []
+
+
+def test_no_pass_over_the_data_is_repeated_when_nodes_are_excluded(
+    conv_net: Path, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at the runtime: the model is not run at all for ranges that are known."""
+    ran: list[str] = []
+    original = runs.run
+    monkeypatch.setattr(runs, "run", lambda opened, *rest: ran.append(opened.path.name) or original(opened, *rest))
+    make(conv_net, images, tmp_path / "a", ranges="auto")
+    assert set(ran) >= {"extents.onnx", "values.onnx"}
+    ran.clear()
+    make(conv_net, images, tmp_path / "b", ranges="auto", exclude=("c2",))
+    make(conv_net, images, tmp_path / "c", ranges="entropy", exclude=("c1",))
+    assert ran == []
+
+
+def test_a_histogram_comes_back_as_it_was_and_nothing_else_does() -> None:
+    histogram = Histogram(-1.0, 3.0)
+    histogram.add(np.array([-0.5, 0.0, 0.0, 2.0], np.float32))
+    again = Histogram.of_list(json.loads(json.dumps(histogram.to_list())))
+    assert (again.low, again.high, again.zeros) == (-1.0, 3.0, 2) and (again.counts == histogram.counts).all()
+    low, high, zeros, counts = histogram.to_list()
+    for broken in ([low, high, zeros], [low, high, -1, counts], [1.0, high, zeros, counts], [low, high, zeros, "eJw="]):
+        with pytest.raises(ValueError):
+            Histogram.of_list(broken)

@@ -10,6 +10,7 @@ from quantizer_models import Bench, arrays, constant_graph, model_of, operators,
 
 from modelops.core import machine
 from modelops.errors import GateFailed, InputRefused, UsageError
+from modelops.quantizers._calibration import step_of
 from modelops.quantizers.static import Static
 
 
@@ -173,6 +174,7 @@ def test_ranges_are_the_same_in_one_band_and_in_many(
     conv_net: Path, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: str
 ) -> None:
     one, _ = quantized(conv_net, images, tmp_path / "one", ranges=ranges)
+    monkeypatch.setenv("MODELOPS_CACHE", str(tmp_path / "another cache"))
     monkeypatch.setattr("modelops.quantizers._calibration._BAND_BYTES", 1)
     many, _ = quantized(conv_net, images, tmp_path / "many", ranges=ranges)
     assert one.read_bytes() == many.read_bytes()
@@ -187,3 +189,22 @@ def test_clipping_rules_shrink_a_range_that_one_outlier_stretched(conv_net: Path
         return float(arrays(target)["image_scale"])
 
     assert scale("percentile") < scale("mse") < scale("minmax")
+
+
+@pytest.mark.parametrize("elements", [1, 262144, 262145, 3 * 224 * 224 * 8, 64 * 112 * 112 * 8, 2048 * 7 * 7 * 64])
+def test_a_sample_of_a_large_tensor_runs_through_all_of_its_columns(elements: int) -> None:
+    step = step_of(elements)
+    assert -(-elements // step) <= 262144 and (step == 1) == (elements <= 262144)
+    assert all(elements % factor or step % factor for factor in range(2, step + 1))
+
+
+def test_an_even_sample_finds_ranges_that_are_as_good(
+    conv_net: Path, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = quantized(conv_net, images, tmp_path / "whole", ranges="mse")
+    monkeypatch.setenv("MODELOPS_CACHE", str(tmp_path / "another cache"))
+    monkeypatch.setattr("modelops.quantizers._calibration._COUNTED", 1000)
+    sampled, _ = quantized(conv_net, images, tmp_path / "sampled", ranges="mse")
+    assert whole.read_bytes() != sampled.read_bytes()
+    exact = outputs(conv_net, images)
+    assert sqnr(exact, outputs(sampled, images)) > sqnr(exact, outputs(whole, images)) - 1.5
