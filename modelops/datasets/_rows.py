@@ -17,6 +17,8 @@ def rows(arrays: Mapping[str, Any], context: Context, where: str, limit: int | N
 
     InputRefused when a name is missing or unknown, when lengths differ, or when there are no samples.
     """
+    import numpy as np
+
     signature = context.signature
     names = [spec.name for spec in signature.inputs] if context.known else [name for name in arrays if name != LABELS]
     labels = None if LABELS in names else arrays.get(LABELS)
@@ -35,6 +37,7 @@ def rows(arrays: Mapping[str, Any], context: Context, where: str, limit: int | N
         for name in names
         if context.known and name not in axis.inputs and arrays[name].ndim == len(signature.input(name).shape)
     }
+    arrays = {**arrays, **{name: np.asarray(arrays[name]) for name in shared}}
     count = _count({name: arrays[name] for name in names if name not in shared}, labels, where)
     for number in range(count if limit is None else min(count, limit)):
         feed = {name: arrays[name] if name in shared else arrays[name][number] for name in names}

@@ -20,4 +20,4 @@ class Npz(Dataset):
         return path.suffix == ".npz" and path.is_file()
 
     def samples(self, path: Path, context: Context, limit: int | None = None) -> Iterator[Sample]:
-        yield from rows(read_npz(path), context, str(path), limit)
+        yield from rows(read_npz(path, by_rows=True), context, str(path), limit)

@@ -28,11 +28,14 @@ LIMIT_BYTES: Final = 2 << 30
 _BOMB_BYTES: Final = 256 << 20
 _BOMB_RATIO: Final = 200
 _MEMBERS: Final = 4096
+#: Arrays larger than this are left in their file where that is possible; so much of them is read at a time.
+_LARGE: Final = 32 << 20
+_BLOCK_BYTES: Final = 4 << 20
 _PLAIN = "biufcUSV"  # kinds of elements that are plain bytes; V is how numpy stores bfloat16
 
 
-def read_npz(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, NDArray[Any]]:
-    """Every array of a .npz file, by name.
+def read_npz(path: Path, *, limit_bytes: int = LIMIT_BYTES, by_rows: bool = False) -> dict[str, Any]:
+    """Every array of a .npz file, by name; ``by_rows`` leaves large ones in it as StoredRows, unless compressed.
 
     InputRefused names the member that is malformed, pickled or not what its header says; ResourceExhausted says that
     they take more than ``limit_bytes`` together. NaN is allowed.
@@ -41,18 +44,22 @@ def read_npz(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, NDArray
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive, limit_bytes)
-            return {name: _read_member(path, archive, info, limit_bytes) for name, info in members.items()}
+            return {
+                name: (by_rows and _stored(path, archive, info, limit_bytes))
+                or _read_member(path, archive, info, limit_bytes)
+                for name, info in members.items()
+            }
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError, ValueError) as error:
         raise InputRefused(f"{path} is not a whole .npz file: {error}", hint=_REWRITE) from error
     except OSError as error:
         raise from_os_error(error, f"reading {path}") from error
 
 
-def read_npy(path: Path, *, limit_bytes: int | None = None, mapped: bool = False) -> NDArray[Any]:
+def read_npy(path: Path, *, limit_bytes: int | None = None, mapped: bool = False) -> Any:
     """The array of a .npy file.
 
-    ``mapped`` leaves it in the file, so that only what is used is read. InputRefused says that it is malformed, pickled
-    or cut short; ResourceExhausted that it takes more than ``limit_bytes``.
+    ``mapped`` leaves it in the file, so that only what is used is read; a large one comes as StoredRows. InputRefused
+    says that it is malformed, pickled or cut short; ResourceExhausted that it takes more than ``limit_bytes``.
     """
     import numpy as np
 
@@ -65,11 +72,54 @@ def read_npy(path: Path, *, limit_bytes: int | None = None, mapped: bool = False
                 file.seek(0)
                 result: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
                 return result
+        if shape and not fortran and size > _LARGE:
+            return StoredRows(path, offset, shape, dtype)
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
     except ValueError as error:
         raise InputRefused(f"{path} is not a whole .npy file: {error}", hint=_REWRITE) from error
     except OSError as error:
         raise from_os_error(error, f"reading {path}") from error
+
+
+class StoredRows:
+    """An array that stays in its file: a few megabytes of rows at a time are read as they are asked for, in order."""
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.path, self.offset, self.shape, self.dtype = path, offset, shape, dtype
+        self.ndim = len(shape)
+        self._row = math.prod(shape[1:]) * dtype.itemsize
+        self._start = 0
+        self._block: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, number: int) -> NDArray[Any]:
+        count = max(1, _BLOCK_BYTES // self._row)
+        block = self._block
+        if block is None or not self._start <= number < self._start + len(block):
+            block = self._read(number, min(count, len(self) - number))
+            self._start, self._block = number, block
+        row: NDArray[Any] = block[number - self._start]
+        return row
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        import numpy as np
+
+        return np.asarray(self._read(0, len(self)), dtype=dtype)
+
+    def _read(self, start: int, count: int) -> NDArray[Any]:
+        import numpy as np
+
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset + start * self._row)
+                found = np.fromfile(file, dtype=self.dtype, count=count * self._row // self.dtype.itemsize)
+            return found.reshape(count, *self.shape[1:])
+        except ValueError as error:
+            raise InputRefused(f"{self.path} was cut short while it was read", hint=_REWRITE) from error
+        except OSError as error:
+            raise from_os_error(error, f"reading {self.path}") from error
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -144,6 +194,25 @@ def _members(path: Path, archive: zipfile.ZipFile, limit_bytes: int) -> dict[str
             hint="store them as a folder of .npy files, which is read piece by piece, or give fewer samples",
         )
     return members
+
+
+def _stored(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: int) -> StoredRows | None:
+    """A large member by rows, once its checksum was found right; None for one that has to be read whole."""
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size <= _LARGE:
+        return None
+    with archive.open(info) as file:
+        shape, fortran, dtype = _header(f"{path}: {info.filename}", file, info.file_size, limit_bytes)
+        inside = file.tell()
+        while file.read(1 << 22):  # zipfile checks the CRC as it reads to the end
+            pass
+    if fortran or not shape or math.prod(shape) == 0:
+        return None
+    with open(path, "rb") as raw:
+        raw.seek(info.header_offset + 26)
+        lengths = raw.read(4)
+    # The header before the data has its own lengths of name and extra field.
+    start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    return StoredRows(path, start + inside, shape, dtype)
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: int) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -185,3 +186,44 @@ def test_digest_depends_on_names_types_shapes_and_values_only() -> None:
         {"c": base["a"], "b": base["b"]},
     ):
         assert arrays.digest(other) != arrays.digest(base)
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_large_arrays_are_read_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(arrays, "_LARGE", 1 << 20)
+    monkeypatch.setattr(arrays, "_BLOCK_BYTES", 1 << 16)
+    whole = np.random.default_rng(0).normal(size=(4000, 3, 50)).astype(np.float32)
+    labels = np.arange(4000)
+    place = tmp_path / f"data.{form}"
+    if form == "npz":
+        np.savez(place, x=whole, labels=labels)
+        found = arrays.read_npz(place, by_rows=True)
+        assert isinstance(found["labels"], np.ndarray)
+        rows = found["x"]
+    else:
+        np.save(place, whole)
+        rows = arrays.read_npy(place, mapped=True)
+    assert isinstance(rows, arrays.StoredRows) and (len(rows), rows.ndim, rows.shape) == (4000, 3, whole.shape)
+    tracemalloc.start()
+    assert all((rows[number] == whole[number]).all() for number in (0, 1, 3999, 17, 2000, 2001))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < whole.nbytes / 8
+    assert (np.asarray(rows) == whole).all()
+    with open(place, "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(InputRefused, match="cut short"):
+        rows[3000]
+
+
+def test_what_is_compressed_or_damaged_is_not_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_LARGE", 1 << 10)
+    whole = np.arange(3000.0).reshape(1000, 3)
+    np.savez_compressed(tmp_path / "small.npz", x=whole)
+    assert (arrays.read_npz(tmp_path / "small.npz", by_rows=True)["x"] == whole).all()
+    np.savez(tmp_path / "plain.npz", x=whole)
+    damaged = bytearray((tmp_path / "plain.npz").read_bytes())
+    damaged[2000] ^= 1
+    (tmp_path / "plain.npz").write_bytes(damaged)
+    with pytest.raises(InputRefused, match="whole"):
+        arrays.read_npz(tmp_path / "plain.npz", by_rows=True)
