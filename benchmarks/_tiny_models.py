@@ -52,7 +52,9 @@ class Tiny:
 # By a part of the name of a number in a configuration: the most that it may be. The first that matches counts.
 _CLAMPS: tuple[tuple[str, int], ...] = (
     (r"(kv_heads|key_value_heads|num_key_heads|num_value_heads|multi_query_group_num|num_kv_shared)", 2),
-    (r"(attention_heads|num_heads|n_heads?$|^num_attention|^attention_heads|index_n_heads|^heads$|_heads$)", 4),
+    # Scores of a few heads after a ReLU are zero together now and then, and a top-k among equals is nobody's.
+    (r"^index_n_heads$", 16),
+    (r"(attention_heads|num_heads|n_heads?$|^num_attention|^attention_heads|^heads$|_heads$)", 4),
     (r"(experts?_per_tok|moe_topk|top_k_experts|moe_k|num_experts_per|^top_k$|experts_top_k)", 2),
     (r"(num_experts|n_routed_experts|num_local_experts|moe_num_experts|num_routed_experts)", 4),
     (r"(^n_group$|topk_group|num_shared_experts|n_shared_experts|num_mtp|nextn_predict|first_k_dense)", 1),

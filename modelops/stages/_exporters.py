@@ -27,7 +27,7 @@ from modelops.stages._causes import FrozenDimension, OtherOpset, classify
 from modelops.stages._eager import Eager
 from modelops.stages._naming import OUTSIDE, named
 from modelops.stages._shapes import Envelope
-from modelops.stages._transformers import Aid, aid_for, has_loops
+from modelops.stages._transformers import Aid, aid_for, needs_aid
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -89,8 +89,8 @@ class _Tries:
         self.error: Exception | None = None
 
     def first(self, job: Job) -> onnx_ir.Model:
-        if has_loops(job.eager.module) and aid_for(job.eager.module) is not None:
-            raise NothingSuggested  # it would take every step of the loop, and fix the length
+        if needs_aid(job.eager.module) and aid_for(job.eager.module) is not None:
+            raise NothingSuggested  # it would fail, or take every step of a loop and fix the length
         return self._made(lambda: _dynamo(job, _dynamic_shapes(job), strict=False))
 
     def again(self, job: Job) -> onnx_ir.Model:
@@ -106,12 +106,11 @@ class _Tries:
         aid = aid_for(job.eager.module)
         if aid is None:
             raise NothingSuggested
-        with aid.patched():
-            return self._made(lambda: _dynamo(job, _dynamic_shapes(job), strict=False, aid=aid))
+        return self._made(lambda: _dynamo(job, _dynamic_shapes(job), strict=False, aid=aid))
 
     def strict(self, job: Job) -> onnx_ir.Model:
-        # Another way to trace leads to the same operators, and to the same steps of a loop.
-        if has_loops(job.eager.module) or (self.error is not None and classify(self.error).kind in _STAYING):
+        # Another way to trace leads to the same operators, and to the same loops.
+        if needs_aid(job.eager.module) or (self.error is not None and classify(self.error).kind in _STAYING):
             raise NothingSuggested
         return _dynamo(job, _dynamic_shapes(job), strict=True)
 
@@ -136,6 +135,8 @@ def _dynamo(job: Job, shapes: Any, *, strict: bool, aid: Aid | None = None) -> o
     import torch
 
     with _quiet(), contextlib.ExitStack() as stack:
+        if aid is not None:
+            stack.enter_context(aid.patched())
         stack.enter_context(torch.fx.experimental._config.patch(backed_size_oblivious=True))
         for patch in _recurrent():
             stack.enter_context(patch)
@@ -164,6 +165,7 @@ def _dynamo(job: Job, shapes: Any, *, strict: bool, aid: Aid | None = None) -> o
         )
         if aid is not None:
             aid.finish(program)
+    # Only here, where no patches are left: what the outputs are may still have to be found out by running the source.
     return named(program.model, job.envelope, job.outputs, job.opset)
 
 

@@ -57,7 +57,8 @@ def gated_delta_rule(
     query = query * query.shape[-1] ** -0.5
     learnt = beta.unsqueeze(-1)
     query, key, keys, values = (_chunks(each, chunk_size) for each in (query, key, key * learnt, value * learnt))
-    kept = _chunks(g.unsqueeze(-1), chunk_size).squeeze(-1).cumsum(dim=3)
+    # torch adds up in float64 and rounds each sum once; onnxruntime rounds at every step, which exp() makes large.
+    kept = _chunks(g.unsqueeze(-1), chunk_size).squeeze(-1).double().cumsum(dim=3).float()
     later = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=key.device).triu(1)
     decay = (kept.unsqueeze(4) - kept.unsqueeze(3)).masked_fill(later, float("-inf")).exp()
     sides = torch.cat([values, keys * kept.exp().unsqueeze(-1)], dim=-1)

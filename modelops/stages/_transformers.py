@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelops.stages._recurrences import channel_delta_rule, gated_delta_rule, linear_scan, selective_scan
+from modelops.stages._windows import STAND_INS
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class Aid:
                 stack.enter_context(self.utils.apply_patches(backend))
             stack.enter_context(self.dynamo.reset_model_state(self.module))
             stack.enter_context(_without_loops())
+            stack.enter_context(_with_stand_ins(self.module))
+            stack.enter_context(_grouped_experts(self.module))
             yield
 
     @property
@@ -85,10 +88,51 @@ _LOOPS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def has_loops(module: Any) -> bool:
-    """Whether the module goes through sequences in a loop of Python, which only an aided export can tell."""
-    places = {sys.modules.get(type(part).__module__) for part in module.modules()}
-    return any(hasattr(place, name) for place in places for name in (_SCAN, *_LOOPS))
+def needs_aid(module: Any) -> bool:
+    """Whether the module holds what only an aided export can tell: loops over sequences, experts, windows."""
+    parts = list(module.modules())
+    places = {sys.modules.get(type(part).__module__) for part in parts}
+    loops = any(hasattr(place, name) for place in places for name in (_SCAN, *_LOOPS))
+    return loops or any(_choice_of_experts(part) is not None or _stand_ins(type(part)) for part in parts)
+
+
+_BY_LOOP = (None, "eager")
+
+
+def _choice_of_experts(part: Any) -> str | None:
+    """How experts of transformers are run where an export needs aid: ``grouped_mm``, or one after the other, ``eager``.
+
+    None for other modules, and for experts whose weights are gathered, which every exporter reads.
+    """
+    if not (hasattr(part, "has_gate") and hasattr(part, "is_transposed")):
+        return None
+    chosen = getattr(getattr(part, "config", None), "_experts_implementation", None)
+    return "eager" if chosen in _BY_LOOP else "grouped_mm" if chosen == "grouped_mm" else None
+
+
+@contextlib.contextmanager
+def _grouped_experts(module: Any) -> Iterator[None]:
+    """Experts that run one after the other, over the tokens that chose them, run as one grouped product instead."""
+    parts = [part for part in module.modules() if _choice_of_experts(part) == "eager"]
+    with contextlib.ExitStack() as stack:
+        for config in {id(part.config): part.config for part in parts}.values():
+            stack.enter_context(_replaced(config, "_experts_implementation_internal", "grouped_mm"))
+        yield
+
+
+def _stand_ins(cls: type) -> Mapping[str, Callable[..., Any]]:
+    """What takes the place of methods of this class."""
+    ours = cls.__module__.startswith("transformers.")
+    return STAND_INS.get(cls.__name__, {}) if ours else {}
+
+
+@contextlib.contextmanager
+def _with_stand_ins(module: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for cls in {type(part) for part in module.modules()}:
+            for name, method in _stand_ins(cls).items():
+                stack.enter_context(_replaced(cls, name, method))
+        yield
 
 
 @contextlib.contextmanager

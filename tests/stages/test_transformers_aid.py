@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modelops.stages._recurrences import channel_delta_rule, gated_delta_rule, linear_scan, selective_scan
-from modelops.stages._transformers import aid_for, rotated
+from modelops.stages._transformers import aid_for, needs_aid, rotated
 
 
 @pytest.mark.parametrize("length", [1, 2, 37])
@@ -20,6 +20,44 @@ def test_a_scan_gives_what_a_loop_over_all_elements_gives(length):
 
 def test_only_models_of_transformers_are_aided():
     assert aid_for(torch.nn.Linear(2, 2)) is None
+
+
+def test_experts_in_a_loop_are_grouped_while_they_are_exported_and_give_the_same():
+    from transformers import OpenAIPrivacyFilterConfig, OpenAIPrivacyFilterModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 50}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = OpenAIPrivacyFilterModel(OpenAIPrivacyFilterConfig(**sizes, **heads, pad_token_id=0)).eval()
+    ids = torch.randint(1, 50, (2, 5))
+    assert model.config._experts_implementation == "eager" and needs_aid(model)
+    with torch.no_grad():
+        wanted = model(ids).last_hidden_state
+        with aid_for(model).patched():
+            assert model.config._experts_implementation == "grouped_mm"
+            found = model(ids).last_hidden_state
+    assert model.config._experts_implementation == "eager"
+    torch.testing.assert_close(found, wanted)
+
+
+def test_sums_of_decays_are_rounded_as_torch_rounds_them():
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 48, 2, 8, generator=draw) for _ in range(3))
+    gates = {"g": -30 * torch.rand(2, 48, 2, generator=draw), "beta": torch.rand(2, 48, 2, generator=draw)}
+    wanted, _ = torch_chunk_gated_delta_rule(query, key, value, **gates, use_qk_l2norm_in_kernel=True)
+
+    def summed(self, dim):  # as onnxruntime does it, rounding at every step
+        steps = list(self.unbind(dim))
+        for place in range(1, len(steps)):
+            steps[place] = steps[place - 1] + steps[place]
+        return torch.stack(steps, dim)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "cumsum", summed)
+        found, _ = gated_delta_rule(query, key, value, **gates, use_qk_l2norm_in_kernel=True)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-6
 
 
 @pytest.mark.parametrize("length", [1, 7, 70])
