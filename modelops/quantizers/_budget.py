@@ -47,7 +47,8 @@ class Left:
 class Grounds:
     """What a method quantized: the float graph just before, the nodes of it, and how.
 
-    ``movable`` are those of the nodes that the method can also write with ranges that are found as they run.
+    ``movable`` are those of the nodes that the method can also write with ranges that are found as they run. ``exact``
+    says that it is for kernels that don't overflow, where this machine's may.
     """
 
     model: onnx.ModelProto
@@ -56,6 +57,11 @@ class Grounds:
     scheme: Scheme
     memory: Memory
     movable: frozenset[str] = frozenset()
+    exact: bool = False
+
+    def noise(self, source: Path, target: Path) -> float:
+        """What the model at ``target`` loses, on the batches that judge."""
+        return noise(source, target, self.memory.feeds, exact=self.exact)
 
 
 Make = Callable[[Left], tuple[Done, Grounds | None]]
@@ -70,7 +76,7 @@ def within(make: Make, source: Path, target: Path, *, least_sqnr: float, explain
     if grounds is None or not (explain or least_sqnr):
         return done
     feeds, budget = grounds.memory.feeds, 10 ** (-least_sqnr / 10) if least_sqnr else 0.0
-    found = noise(source, target, feeds)
+    found = grounds.noise(source, target)
     if not explain and found <= budget:
         return _told(done, [], found, least_sqnr)
     measured = _costs(grounds, grounds.names, grounds.scheme, seconds)
@@ -88,7 +94,7 @@ def within(make: Make, source: Path, target: Path, *, least_sqnr: float, explain
             continue
         kept = kept | again
         done, _ = make(Left(kept))
-        found = noise(source, target, feeds)
+        found = grounds.noise(source, target)
         left = sum(cost.error for cost in measured if cost.node not in kept) or total
         correction = max(correction, found / left)
     if budget and found > budget:
@@ -114,7 +120,7 @@ def _moved(
     feed = next(iter(held_out(grounds.memory.feeds)))
     with _kept(target, grounds.memory.scratch) as before:
         done, _ = make(left)
-        found = noise(source, target, grounds.memory.feeds)
+        found = grounds.noise(source, target)
         if found <= budget and faster(target, before, feed):
             return done, found
         _copied_to(before, target)

@@ -118,12 +118,16 @@ class _Errors:
         return max((noise / signal for signal, noise in self._sums.values() if signal > 0), default=0.0)
 
 
-def noise(source: Path, candidate: Path, feeds: Feeds) -> float:
-    """Power of the difference between two models over that of the first's outputs, on the batches that judge."""
+def noise(source: Path, candidate: Path, feeds: Feeds, *, exact: bool = False) -> float:
+    """Power of the difference between two models over that of the first's outputs, on the batches that judge.
+
+    ``exact`` computes the second one's integers as kernels do that don't overflow, where this machine's may.
+    """
     from modelops.graphs import runs
 
     found = _Errors()
-    with runs.session(source, trusted=True) as before, runs.session(candidate) as after:
+    config = {"session.x64quantprecision": "1"} if exact else {}
+    with runs.session(source, trusted=True) as before, runs.session(candidate, config=config) as after:
         for feed in held_out(feeds):
             found.add(runs.run(before, feed), runs.run(after, feed))
     return found.worst

@@ -44,6 +44,11 @@ class Target:
     def activations(self) -> str:
         return "int8" if self.signed else "uint8"
 
+    @property
+    def exact(self) -> bool:
+        """Whether its kernels don't overflow, and this machine's may: what runs here must be computed another way."""
+        return not self.reduced and not self.here
+
     def to_dict(self) -> dict[str, Any]:
         """For manifests: what the integers are like."""
         weights = "int8, 7 bits" if self.reduced else "int8"

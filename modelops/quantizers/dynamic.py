@@ -53,7 +53,8 @@ class Dynamic(Integer):
         from modelops.quantizers._tables import quantize_tables
         from modelops.quantizers._weights import opened
 
-        ops, reduced = chosen_ops(self.op_types, _OPS, "dynamic"), reduces(self.reduce_range, resolve(self.target))
+        ops, kernels = chosen_ops(self.op_types, _OPS, "dynamic"), resolve(self.target)
+        reduced = reduces(self.reduce_range, kernels)
         scheme = Scheme(self.per_channel, reduced)
         wanted = Improve(self.migrate, self.outliers, self.compensate, self.correct_bias)
         memory: Memory | None = None
@@ -78,7 +79,7 @@ class Dynamic(Integer):
             names = tuple(product.name for product in work.products)
             place = workbench.scratch / "float.onnx"
             files.save(work.model, place)
-            grounds = Grounds(onnx.load(str(place)), names, {}, scheme, memory)
+            grounds = Grounds(onnx.load(str(place)), names, {}, scheme, memory, exact=kernels.exact)
         writer = Writer(work.model.graph, per_channel=self.per_channel, reduced=reduced)
         for product in work.products:
             writer.replace(product)

@@ -88,7 +88,7 @@ class Static(Integer):
         grounds = None
         if self.explain or self.least_sqnr:
             movable = _movable(final) if not (target_kernels.options or target_kernels.signed) else frozenset[str]()
-            grounds = Grounds(copied(model), tuple(final.names), found, scheme, memory, movable)
+            grounds = Grounds(copied(model), tuple(final.names), found, scheme, memory, movable, target_kernels.exact)
         written = _qdq.inserted(
             model, final, found, per_channel=self.per_channel, reduced=reduced, target=target_kernels
         )

@@ -208,8 +208,7 @@ class Attempts:
         """Whether the model is for kernels that don't overflow, where this machine's may."""
         from modelops.quantizers._targets import resolve
 
-        target = resolve(self.kernels)
-        return self.kernels != "auto" and not target.reduced and not target.here
+        return self.kernels != "auto" and resolve(self.kernels).exact
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[None]:
