@@ -15,7 +15,10 @@ The graph that comes out is a float graph: what was migrated in it computes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,7 +259,7 @@ def improved(source: Path, names: Sequence[str], scheme: Scheme, improve: Improv
     seen = memory.extents(found)
     columns = {name: len(site.matrix()) for name, site in found.items() if seen[name].finite}
     captures = captured(memory.model, columns, seen, memory.feeds, memory.scratch)
-    results = {name: search(found[name], capture, scheme, improve) for name, capture in captures}
+    results = dict(_side_by_side(found, captures, scheme, improve))
     table, ranges = [], {}
     for name, result in results.items():
         line, tensor = apply(model.graph, found[name], result)
@@ -266,6 +269,21 @@ def improved(source: Path, names: Sequence[str], scheme: Scheme, improve: Improv
     target = memory.scratch / "improved.onnx"
     files.save(cleaned(model), target)
     return Improved(target, table, ranges)
+
+
+def _side_by_side(
+    sites: Mapping[str, Site], captures: Iterable[tuple[str, Capture]], scheme: Scheme, improve: Improve
+) -> Iterator[tuple[str, Found]]:
+    """What is best at every site; as many are searched at a time as there are CPUs."""
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[str, Future[Found]]] = deque()
+        for name, capture in captures:
+            waiting.append((name, pool.submit(search, sites[name], capture, scheme, improve)))
+            if len(waiting) > workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        yield from ((name, future.result()) for name, future in waiting)
 
 
 @dataclass(frozen=True)
