@@ -1,7 +1,7 @@
 """onnx's own backend suite through simplify: does every model still give the outputs that the suite ships?
 
     python benchmarks/onnx_suite.py [--seconds 1200] [--engines auto,onnxsim,...] [--bare onnxsim,onnxslim]
-        [--sample N] [--seed 0] [--fresh] [--report]
+        [--sample N] [--seed 0] [--fresh] [--report] [--cold]
 
 Every case that onnxruntime passes as it is goes through ``simplify`` with each engine, and through the bare libraries
 beside it (called as their documentation says, in a process of their own). What comes out must still match the shipped
@@ -13,7 +13,8 @@ outputs::
     crashed   the process died, or raised where no exit code is documented
     hung      no end within --limit seconds (simplify has limits of its own)
 
-Cases come in a seeded random order; each is a line of results/onnx_suite.jsonl, and a run goes on where the last one
+The tools are imported once, and every worker is forked from there (--cold starts each anew, as the command line does:
+four times slower). Cases come in a seeded random order; each is a line of results/onnx_suite.jsonl, and a run goes on where the last one
 ended. --report prints the table of what is there, with 95 % Wilson intervals, and runs nothing. The exit code is 1
 when simplify has changed an output, crashed or hung.
 """
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import onnx
 from _onnx_cases import Case, load
+from _warm import warm_up
 
 RESULTS = Path(__file__).with_name("results")
 ENGINES = ("auto", "onnxscript", "onnxslim", "onnxsim", "onnxruntime")
@@ -173,6 +175,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument("--cold", action="store_true", help="start every worker anew, as the command line does")
     parser.add_argument("--report", action="store_true", help="print what is there, run nothing")
     options = parser.parse_args()
     os.environ.setdefault("LC_ALL", "C.UTF-8")
@@ -184,6 +187,8 @@ def main() -> int:
     cases = load()
     known = passing_names(cases, passes, options.limit)
     if not options.report:
+        if not options.cold:
+            warm_up()
         chosen = [case for case in cases if case.name in known]
         random.Random(options.seed).shuffle(chosen)
         tools = [f"simplify:{name}" for name in options.engines.split(",") if name]

@@ -1,13 +1,15 @@
 """simplify beside each bare engine: nodes, size, seconds, peak memory, and speed in onnxruntime.
 
     python benchmarks/simplify.py [--models minilm,...] [--exporters dynamo,torchscript] [--batches 1,8]
-        [--steps convert,make,time] [--seconds 60] [--fresh]
+        [--steps convert,make,time] [--tools simplify,...] [--sequence 128] [--seconds 60] [--fresh]
 
 Models: MiniLM (examples/minilm/prepare.py gets it), ResNet-50, MobileNetV2, ViT-B/16 and GPT-2 with random weights.
 Three steps, each of which goes on where it was left: ``convert`` writes the ONNX files, ``make`` lets every tool
 simplify each of them (in one process tree per tool, whose memory is watched), ``time`` runs all results side by side,
 launch by launch, for ``--seconds`` for each model and batch. Only the last one wants a quiet machine. The tools that
-fuse into onnxruntime's own operators stand in the lower half of each table. Results lie in results/simplify/.
+fuse into onnxruntime's own operators stand in the lower half of each table. Texts have ``--sequence`` tokens. A source
+in results/simplify/NAME-EXPORTER/source is taken as it is, whatever made it (``--exporters dynamo-sdpa``). Results lie
+in results/simplify/.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def _bytes(place: Path) -> int:
     return sum(file.stat().st_size for file in place.glob("model.onnx*"))
 
 
-def time_all(folder: Path, rows: dict[str, Any], batch: int, seconds: float) -> dict[str, Any]:
+def time_all(folder: Path, rows: dict[str, Any], batch: int, sequence: int, seconds: float) -> dict[str, Any]:
     """How many times as fast as the source each result is that runs, with its interval."""
     from modelops.backends import REGISTRY
     from modelops.core.artifact import Artifact
@@ -118,7 +120,8 @@ def time_all(folder: Path, rows: dict[str, Any], batch: int, seconds: float) -> 
     runs = [tool for tool, row in rows.items() if "failed" not in row and not row.get("wrong", "").startswith("runs")]
     contenders = [Contender("source", backend, source.model)]
     contenders += [Contender(tool, backend, folder / tool.replace(" --", "-") / "model.onnx") for tool in runs]
-    feed, _ = timing_feed(source, batch=batch, sizes={})
+    sizes = {dim: sequence for dim in source.signature.dynamic if dim.lower().startswith("seq")}
+    feed, _ = timing_feed(source, batch=batch, sizes=sizes)
     found = standings(contenders, feed, budget_seconds=seconds, most_launches=12)
     return {
         one.name: {"speedup": one.speedup, "interval": one.interval, "ms": one.latency_ms, "launches": found.launches}
@@ -155,6 +158,8 @@ def main() -> int:
     parser.add_argument("--exporters", default="dynamo,torchscript")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--steps", default="convert,make,time")
+    parser.add_argument("--tools", default="", help="make and time these alone")
+    parser.add_argument("--sequence", type=int, default=128, help="tokens of a text that is timed")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--fresh", action="store_true", help="make and time anew")
     options = parser.parse_args()
@@ -175,13 +180,15 @@ def main() -> int:
             data["nodes"] = summary(folder / "source" / "model.onnx")["nodes"]
             data["bytes"] = _bytes(folder / "source")
             tools = [*PLAIN, "simplify", *((*FUSING, "simplify --fuse") if name in TRANSFORMERS else ())]
-            for tool in tools if "make" in options.steps else ():
+            wanted = [tool for tool in tools if not options.tools or tool in options.tools.split(",")]
+            for tool in wanted if "make" in options.steps else ():
                 if tool not in data["tools"]:
                     data["tools"][tool] = make(tool, folder)
                     place.write_text(json.dumps(data, indent=1) + "\n")
             for batch in batches if "time" in options.steps else ():
                 if str(batch) not in data["times"]:
-                    data["times"][str(batch)] = time_all(folder, data["tools"], batch, options.seconds)
+                    made = {tool: data["tools"][tool] for tool in wanted if tool in data["tools"]}
+                    data["times"][str(batch)] = time_all(folder, made, batch, options.sequence, options.seconds)
                     place.write_text(json.dumps(data, indent=1) + "\n")
             data["tools"] = {tool: data["tools"][tool] for tool in tools if tool in data["tools"]}
             show(name, exporter, data, batches)

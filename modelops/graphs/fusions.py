@@ -75,13 +75,14 @@ def take_apart(graph: ir.Graph, node: ir.Node) -> None:
 
     inputs = [*node.inputs, *([None] * (7 - len(node.inputs)))]
     x, packed, bias, mask_index, past, mask = inputs[:6]
+    name = node.name or node.outputs[0].name
     weight = _matrix(graph, packed)
     unlike = mask_index is not None or past is not None or inputs[6] is not None or not _is_plain(node)
     if weight is None or unlike or (graph.opset_imports.get("") or 0) < _OPSET:
         return
-    product = ir.node("MatMul", [x, weight], name=f"{node.name}{_PRODUCT}")
+    product = ir.node("MatMul", [x, weight], name=f"{name}{_PRODUCT}")
     sizes = _sizes(graph, node, weight)
-    parts = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=3, name=f"{node.name}{_PARTS}")
+    parts = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=3, name=f"{name}{_PARTS}")
     attributes: dict[str, Any] = {"num_heads": node.attributes["num_heads"].as_int()}
     if "scale" in node.attributes:
         attributes["scale"] = node.attributes["scale"].as_float()
@@ -90,10 +91,10 @@ def take_apart(graph: ir.Graph, node: ir.Node) -> None:
         [*parts.outputs, bias, None, mask],
         attributes,
         domain=DOMAIN,
-        name=f"{node.name}_heads",
+        name=f"{name}_heads",
     )
-    for value, name in zip((*product.outputs, *parts.outputs), ("qkv", "query", "key", "value"), strict=True):
-        value.name = f"{node.name}_{name}"
+    for value, part in zip((*product.outputs, *parts.outputs), ("qkv", "query", "key", "value"), strict=True):
+        value.name = f"{name}_{part}"
     new = [product, parts, heads]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs[:1], heads.outputs)
 
@@ -107,24 +108,25 @@ def part_skip(graph: ir.Graph, node: ir.Node) -> bool:
     import onnx_ir as ir
 
     inputs = [*node.inputs, *([None] * (5 - len(node.inputs)))]
+    name = node.name or node.outputs[0].name
     x, skip, gamma, beta, bias = inputs[:5]
     statistics = any(list(value.uses()) or value.is_graph_output() for value in node.outputs[1:3])
     if statistics or (graph.opset_imports.get("") or 0) < _LAYER_NORMALIZATION:
         return False
     new = []
     if bias is not None:
-        new.append(ir.node("Add", [x, bias], name=f"{node.name}_bias"))
+        new.append(ir.node("Add", [x, bias], name=f"{name}_bias"))
         x = new[-1].outputs[0]
-    total = ir.node("Sum", [x, skip], name=f"{node.name}_sum")
+    total = ir.node("Sum", [x, skip], name=f"{name}_sum")
     attributes: dict[str, Any] = {"axis": -1}
     if "epsilon" in node.attributes:
         attributes["epsilon"] = node.attributes["epsilon"].as_float()
     else:
         attributes["epsilon"] = 1e-12
     scaled = [total.outputs[0], gamma, *([beta] if beta is not None else [])]
-    normal = ir.node("LayerNormalization", scaled, attributes, name=f"{node.name}_normal")
+    normal = ir.node("LayerNormalization", scaled, attributes, name=f"{name}_normal")
     for number, one in enumerate([*new, total, normal]):
-        one.outputs[0].name = f"{node.name}_part{number}"
+        one.outputs[0].name = f"{name}_part{number}"
         one.outputs[0].type, one.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     old, fresh = [node.outputs[0]], [normal.outputs[0]]
     if len(node.outputs) > 3:

@@ -52,15 +52,18 @@ def keep_behind(graph: ir.Graph, domain: str) -> int:
         mask = node.inputs[_MASK_AT] if len(node.inputs) > _MASK_AT else None
         if mask is None or is_finite(mask):
             continue
-        name, out = "modelops_zero", node.outputs[0]
+        out = node.outputs[0]
+        kind = out.dtype or ir.DataType.FLOAT
+        name = "modelops_zero" if kind == ir.DataType.FLOAT else f"modelops_zero_{kind.name.lower()}"
         if name not in graph.initializers:
-            graph.register_initializer(ir.val(name, const_value=ir.tensor(np.float32(0), name=name)))
+            zero = ir.tensor(np.zeros((), kind.numpy()), kind, name=name)
+            graph.register_initializer(ir.val(name, const_value=zero))
         uses = list(out.uses())
-        empty = ir.node("IsNaN", [out], name=f"{node.name}_empty")
-        kept = ir.node("Where", [empty.outputs[0], graph.initializers[name], out], name=f"{node.name}_guarded")
+        empty = ir.node("IsNaN", [out], name=f"{out.name}_is_empty")
+        kept = ir.node("Where", [empty.outputs[0], graph.initializers[name], out], name=f"{out.name}_guard")
         empty.outputs[0].name, kept.outputs[0].name = f"{out.name}_empty", f"{out.name}_guarded"
         empty.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
-        kept.outputs[0].type, kept.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), out.shape
+        kept.outputs[0].type, kept.outputs[0].shape = ir.TensorType(kind), out.shape
         graph.insert_after(node, [empty, kept])
         for use in uses:
             use.node.replace_input_with(use.idx, kept.outputs[0])

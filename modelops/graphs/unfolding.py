@@ -38,17 +38,18 @@ def _unfold(graph: ir.Graph, gemm: ir.Node) -> bool:
     wide = [use.op_type == "Reshape" and _is_wide(use, x, split, int(weight.shape[1])) for use in uses]
     if x is None or split is None or not uses or not all(wide):
         return False
+    name = gemm.name or gemm.outputs[0].name
     new: list[ir.Node] = []
     if split != len(x.shape or ()) - 1:
         shape = _constant(graph, [0] * split + [int(weight.shape[0])])
-        new.append(ir.node("Reshape", [x, shape], name=f"{gemm.name}_joined"))
+        new.append(ir.node("Reshape", [x, shape], name=f"{name}_joined"))
         x = new[-1].outputs[0]
-    new.append(ir.node("MatMul", [x, weight], name=f"{gemm.name}_product"))
+    new.append(ir.node("MatMul", [x, weight], name=f"{name}_product"))
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     if bias is not None:
-        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{gemm.name}_sum"))
+        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{name}_sum"))
     for number, one in enumerate(new):
-        one.outputs[0].name = f"{gemm.name}_unfolded{number}"
+        one.outputs[0].name = f"{name}_unfolded{number}"
         one.outputs[0].type = flat.type if flat is not None else None
     lead = list((before.inputs[0].shape or ())[:split]) if before.inputs[0] is not None else []
     if split != len(before.inputs[0].shape or ()) - 1:

@@ -130,12 +130,13 @@ def edges(before: Side, after: Side, given: Given, signature: Signature) -> dict
         try:
             one, other = (side.run(Given(feed, given.rows, name)) for side in (before, after))
         except ModelOpsError as error:
-            notes.append(f"inputs of {name}: {error.message[:200]}")
+            notes.append(f"fed with nothing but {name}, a model fails: {error.message[:200]}")
             continue
         masks = all(_same_mask(one[key], other[key]) for key in one if key in other)
         compared.append({"name": name, "masks_agree": masks})
-        if not masks:
-            notes.append(f"on inputs of {name}, other elements are NaN or infinite than in the reference")
+    if unlike := [one["name"] for one in compared if not one["masks_agree"]]:
+        values = " or ".join([", ".join(unlike[:-1]), unlike[-1]] if len(unlike) > 1 else unlike)
+        notes.append(f"fed with nothing but {values}, it gives NaN or infinity in other places than the reference")
     return {"compared": compared, "notes": notes}
 
 

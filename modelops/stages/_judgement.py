@@ -14,10 +14,21 @@ from modelops.measures.distributions import wilson
 from modelops.measures.drops import Drop, judge_drop
 from modelops.measures.gates import FIGURES, TransitionName
 from modelops.measures.judging import Float64Errors, judge, warnings
+from modelops.stages import _scales
 
 # The figures that a report shows of every output, where they apply; measurements.json holds them all.
 _ERRORS = ("sqnr", "max_scaled", "max_rms", "max_abs", "mean_abs", "p50_abs", "p99_abs", "p999_abs")
 _SHOWN = (*_ERRORS, "cosine_mean", "cosine_min", "ulp_p99", "top1", "top5", "kl_mean", "kl_p99", "nearest", "equal")
+# What lies between two models, and how that is known, in words.
+_MEANS: Mapping[TransitionName, str] = {
+    "structural": "an exact rewrite", "export": "an exported model", "float16": "float16", "bfloat16": "bfloat16",
+    "int8": "8-bit quantization", "weights": "quantized weights", "prune": "pruning",
+}  # fmt: skip
+_TOLD_BY = {
+    "the histories": "which lies between the models by their histories",
+    "--transition": "as --transition asks",
+}
+_STRICTEST = "the strictest, since no history tells what was done: choose others with --transition"
 
 
 def judge_measurements(
@@ -44,15 +55,17 @@ def judge_measurements(
         overrides=asked["gates"] if gates is None else gates,
         float64=_float64(measurements),
     )
+    if row == "structural":
+        checks += _scales.checks(measurements.get("scales", []), tuple(asked["gates"] if gates is None else gates))
     if row not in ("structural", "export") and not measurements["inputs"]["real"] and not asked["gates"] and not gates:
         checks = [_on_made_up_inputs(check) for check in checks]
     if drop is not None:
         checks.append(judge_drop(drop, asked["max_drop"] if max_drop is None else max_drop))
-    elif asked["metric"]:
-        checks.append(_no_drop(task, asked["metric"]))
     elif max_drop is not None or asked.get("max_drop_from") == "--max-drop":
         needed = "labels" if task is None else "the model before, to be given with --against"
         checks.append(Check("max-drop", "inconclusive", f"--max-drop can't be judged: it needs {needed}"))
+    elif task or asked["metric"]:
+        checks.append(_no_drop(task, asked["metric"]))
     return checks
 
 
@@ -82,14 +95,14 @@ def _notes(measurements: Mapping[str, Any]) -> list[str]:
     inputs, judged, task = measurements["inputs"], measurements["judged_by"], measurements["task"]
     notes = [
         f"compared on {inputs['origin']}: {inputs['rows']} rows",
-        f"judged as {judged['transition']}, told by {judged['told_by']}",
+        f"held to the gates for {_MEANS[judged['transition']]}, {_TOLD_BY.get(judged['told_by'], _STRICTEST)}",
     ]
     if task is None:
         notes.append("without labels this is agreement with the model before, not accuracy")
     elif not judged["metric"]:
         notes.append(f"{task['metric']} of {task['output']!r} was chosen to fit the labels; choose with --metric")
     if task and not task["drop"]:
-        notes.append(f"{task['metric']} is told, not judged: whether it dropped needs a model before, --against REF")
+        notes.append(f"{task['metric']} is of this model alone")
     if task and task["drop"] and judged.get("max_drop_from", "").startswith("the "):
         notes.append(f"a drop of {judged['max_drop']:g} is allowed by {judged['max_drop_from']}")
     if not inputs["real"] and judged["transition"] not in ("structural", "export"):
@@ -175,12 +188,13 @@ def _inputs(measurements: Mapping[str, Any]) -> list[Check]:
     return checks
 
 
-def _no_drop(task: Mapping[str, Any] | None, metric: str) -> Check:
+def _no_drop(task: Mapping[str, Any] | None, metric: str | None) -> Check:
     if task is None:
-        text = f"{metric} needs labels: give labelled samples with --data"
-    else:
-        text = f"the drop of {metric} needs the model before: give it with --against"
-    return Check(f"{metric}.drop", "inconclusive" if task is None else "not-evaluated", text)
+        return Check(f"{metric}.drop", "inconclusive", f"{metric} needs labels: give labelled samples with --data")
+    name, value = task["metric"], task["value"]["value"]
+    shown = f"{value:.4g}" if isinstance(value, int | float) else "not a number"
+    text = f"{name} is {shown}; whether it dropped can't be judged without the model before: give it with --against"
+    return Check(f"{name}.drop", "inconclusive", text)
 
 
 def _float64(measurements: Mapping[str, Any]) -> Float64Errors | None:

@@ -9,16 +9,24 @@ from modelops.errors import StageFailed, UsageError, tool
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 # Since this version the slope of PRelu is broadcast from the right; before, it lay along the channels.
 _PRELU_BROADCASTS = 7
+# The converter takes one message, which can't hold more than 2 GB: larger models go there without their large weights.
+_LARGE = 1 << 30
+_ASIDE = 1 << 16
 
 
 def convert(source: str, target: str, opset: int) -> dict[str, Any]:
     """The worker's side: write the model in another version of the default domain; what was repaired, in words."""
     from modelops.graphs import files
 
-    proto = files.load_proto(Path(source))
+    aside: dict[str, ir.TensorProtocol] = {}
+    if files.size_of(Path(source)) > _LARGE:
+        proto, aside = _without_large_weights(Path(source))
+    else:
+        proto = files.load_proto(Path(source))
     before = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     notes = []
     with tool("onnx", hint="leave --opset out, or choose another version"):
@@ -36,8 +44,42 @@ def convert(source: str, target: str, opset: int) -> dict[str, Any]:
             ) from error
         if before < _PRELU_BROADCASTS <= opset and (count := _spread_slopes(converted)):
             notes.append(f"{count} slopes of PRelu given the shape that opset {_PRELU_BROADCASTS} asks for")
-        onnx.save(converted, target)
+        if not aside:
+            onnx.save(converted, target)
+    if aside:
+        files.save(_with_weights(converted, aside), Path(target))
     return {"notes": notes, "before": before}
+
+
+def _without_large_weights(source: Path) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The model with its large weights as further inputs, and these weights by name, which stay on disk."""
+    import onnx_ir as ir
+
+    from modelops.graphs import files
+
+    model = files.load(source)
+    graph, aside = model.graph, {}
+    given = {value.name for value in graph.inputs}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _ASIDE and name not in given:
+            aside[name] = tensor
+            del graph.initializers[name]
+            value.type, value.shape, value.const_value = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape), None
+            graph.inputs.append(value)
+    return ir.to_proto(model), aside
+
+
+def _with_weights(proto: onnx.ModelProto, aside: dict[str, ir.TensorProtocol]) -> ir.Model:
+    """The converted model, with the weights that were set aside in the place of inputs."""
+    import onnx_ir as ir
+
+    model = ir.from_proto(proto)
+    for value in [value for value in model.graph.inputs if value.name in aside]:
+        model.graph.inputs.remove(value)
+        value.const_value = aside[str(value.name)]
+        model.graph.register_initializer(value)
+    return model
 
 
 def _spread_slopes(model: onnx.ModelProto) -> int:

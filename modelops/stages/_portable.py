@@ -63,17 +63,17 @@ def _largest_weights(model: Path) -> Iterator[int]:
 
     from modelops.graphs import files
 
-    graph = files.load(model).graph
+    loaded = files.load(model)
     seen = set()
-    for node in graph:
+    for node in (node for graph in (loaded.graph, *loaded.functions.values()) for node in graph.all_nodes()):
         for position in _WEIGHTS.get(node.op_type, ()):
             value = node.inputs[position] if position < len(node.inputs) else None
             while value is not None and (producer := value.producer()) is not None:
                 value = producer.inputs[0] if producer.op_type in _ON_THE_WAY else None
             tensor = value.const_value if value is not None else None
-            if value is None or tensor is None or tensor.dtype.name != "INT8" or value.name in seen:
+            if value is None or tensor is None or tensor.dtype.name != "INT8" or id(value) in seen:
                 continue
-            seen.add(value.name)
+            seen.add(id(value))
             yield int(np.abs(tensor.numpy().astype(np.int16)).max(initial=0))
 
 

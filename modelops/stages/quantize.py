@@ -217,7 +217,7 @@ class _Job:
             self._keep_source(f"{text}: not surely slower, but nothing speaks for it")
         elif verdict == "inconclusive" and not (self.searched and found.looks_slower):
             self.notes.append(
-                f"warning: {text}, which is too close or too noisy to tell within {stage.speed_budget:g} s"
+                f"warning: {text}: {stage.speed_budget:g} s of timing did not settle whether it is slower"
             )
             self.checks.append(Check("speed", "not-evaluated", f"{text}: inconclusive", threshold=demand))
         elif stage.if_slower == "fail":

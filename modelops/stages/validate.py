@@ -29,7 +29,7 @@ from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
 from modelops.graphs.wrap import open_model
 from modelops.measures.gates import Gate, TransitionName
 from modelops.measures.judging import ROWS_MIN
-from modelops.stages import Stage, _limits
+from modelops.stages import Stage, _limits, _scales
 from modelops.stages._blame import REPRO, blame
 from modelops.stages._compare import reference_differences, running
 from modelops.stages._invariance import edges, invariance
@@ -135,8 +135,10 @@ class Validate(Stage):
             else:
                 reference = open_model(self.against, scratch)
                 with ExitStack() as stack:
-                    measurements, bench, findings = self._against_model(source, reference, scratch, task, stack)
-                measurements["located"] = self._located(source, reference, measurements, findings, scratch, draft)
+                    measurements, bench, findings, scaled = self._against_model(source, reference, scratch, task, stack)
+                measurements["located"] = self._located(
+                    source, reference, measurements, findings, scaled, scratch, draft
+                )
                 first = findings.first
             if self.invariance and first is not None and self.backend.name == "onnxruntime-cpu":
                 measurements["invariance"] = invariance(source, first.feed)
@@ -149,13 +151,19 @@ class Validate(Stage):
         reference: Artifact,
         measurements: dict[str, Any],
         findings: Findings,
+        scaled: list[Findings],
         scratch: Path,
         draft: Draft,
     ) -> dict[str, Any] | None:
         """The nodes to blame, where a gate failed or --locate asks for them."""
         checks = judge_measurements(json.loads(json.dumps(measurements)))
-        if not self.locate and not any(check.verdict == "fail" for check in checks):
+        failed = [check for check in checks if check.verdict == "fail"]
+        if not self.locate and not failed:
             return None
+        for one, values in zip(scaled, measurements["scales"], strict=True):
+            names = [_scales.unscaled(check, values["factor"]) for check in failed]
+            if failed and all(names):  # nothing is wrong at any other scale
+                findings, checks = one, [replace(c, name=n) for c, n in zip(failed, names, strict=True)]
         return blame(source, reference, findings, checks, measurements["judged_by"]["transition"], scratch, draft)
 
     def _replayed(self, source: Artifact, draft: Draft) -> Report:
@@ -235,8 +243,11 @@ class Validate(Stage):
 
     def _against_model(
         self, source: Artifact, reference: Artifact, scratch: Path, task: Task, stack: ExitStack
-    ) -> tuple[dict[str, Any], SampleBench, Findings]:
-        """Measurements against another model, on data, on the inputs of the reference, or on made-up ones."""
+    ) -> tuple[dict[str, Any], SampleBench, Findings, list[Findings]]:
+        """Measurements against another model, on data, on the inputs of the reference, or on made-up ones.
+
+        Then what was found on these inputs, and on others of other scales.
+        """
         _refuse_other_inputs(source, reference)
         before = Side(stack.enter_context(running(reference.model, self.backend)), reference.signature)
         after = Side(stack.enter_context(running(source.model, self.backend)), source.signature)
@@ -251,16 +262,20 @@ class Validate(Stage):
             real = False
         found = compare_models(before, after, stream, task)
         inputs = _inputs(origin, found.rows, found.digest, source, reference)
+        head, scales, scaled = self._head(source, reference), [], []
+        if found.first is not None and not bench.has_data and head["judged_by"]["transition"] == "structural":
+            scales, scaled = _scales.measure(before, after, found.first, reference.signature)
         measurements = {
-            **self._head(source, reference),
+            **head,
             "inputs": {**inputs, "real": real, "asked": self.samples if bench.has_data else None},
             "failures": found.failures,
             "outputs": _plain(found.differences),
             "float64": None,
             "task": task.results(self.seed),
+            "scales": scales,
             "edges": edges(before, after, found.first, source.signature) if found.first is not None else {},
         }
-        return measurements, bench, found
+        return measurements, bench, found, scaled
 
     def _made_up(self, source: Artifact, reference: Artifact) -> tuple[str, Iterator[Given]]:
         """(what they are, inputs): those of a reference.npz, else seeded ones by what names mean."""

@@ -330,8 +330,9 @@ def test_labels_without_another_model_give_the_metric_alone(tmp_path: Path) -> N
     assert metric is not None
     assert metric.value == 1.0
     assert report.metric("top1.drop") is None
+    assert verdicts(report)["top1.drop"] == "inconclusive" and report.exit_code == 3
     report = validate(right, data=data(tmp_path, 64, classes), metric="f1")
-    assert verdicts(report)["f1.drop"] == "not-evaluated"
+    assert verdicts(report)["f1.drop"] == "inconclusive"
 
 
 def test_options_without_effect_are_refused(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_saved_measurements_can_be_judged_by_other_gates(tmp_path: Path) -> None
 def test_report_says_by_what_it_judged(tmp_path: Path) -> None:
     assert any("strictest" in note for note in validate(bare(tmp_path), against=bare(tmp_path)).notes)
     told = validate(artifact(tmp_path, "", [step("convert")])).notes
-    assert "judged as export, told by the histories" in told
+    assert "held to the gates for an exported model, which lies between the models by their histories" in told
 
 
 def test_limits_grow_with_the_data_and_small_data_buys_no_time(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from modelops.core.artifact import Artifact
 from modelops.core.wording import size_text
 from modelops.errors import ModelOpsError
 from modelops.pipeline import opened
+from modelops.renderers._common import figure
 
 _DOC = """Show what changed from artifact A to artifact B: nodes by type, size, signature, options and metrics."""
 
@@ -53,6 +54,7 @@ def changes(a: Artifact, b: Artifact) -> dict[str, Any]:
         "files": _differing(_files(a), _files(b)),
         "options": _differing(_options(a), _options(b)),
         "metrics": _differing(_metrics(a), _metrics(b)),
+        "units": {**_units(a), **_units(b)},
         "libraries": _differing(first.environment.get("libraries", {}), second.environment.get("libraries", {})),
     }
 
@@ -92,6 +94,15 @@ def _metrics(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def _units(artifact: Artifact) -> dict[str, str]:
+    return {
+        f"{number}-{step.stage}.{metric.name}": metric.unit
+        for number, step in enumerate(artifact.manifest.history, 1)
+        for metric in step.report.metrics
+        if metric.unit
+    }
+
+
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if found["identical"]:
         yield f"the same model: id {found['id'][0][:16]}"
@@ -105,9 +116,13 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     for name in ("operators", "weight_bytes", "opsets", "signature", "files", "options", "metrics", "libraries"):
         if found[name]:
             yield name.replace("_", " ")
+            units = {"metrics": found["units"]}.get(name, {})
             for key, (before, after) in found[name].items():
-                yield f"  {plain(str(key))}: {_text(before)} → {_text(after)}"
+                unit = units.get(key, "bytes" if name == "weight_bytes" else "")
+                yield f"  {plain(str(key))}: {_text(before, unit)} → {_text(after, unit)}"
 
 
-def _text(value: Any) -> str:
-    return "absent" if value is None else plain(f"{value:.6g}" if isinstance(value, float) else str(value))
+def _text(value: Any, unit: str) -> str:
+    if value is None:
+        return "absent"
+    return plain(figure(value, unit) if unit else f"{value:.6g}" if isinstance(value, float) else str(value))
