@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # ReduceMean takes its axes as an input since this opset.
 _AXES_AS_INPUT = 18
-# Each row of an image has many pixels to take the mean of, one of a large image (of so many numbers) even more.
-_ROWS, _ROWS_IF_LARGE, _LARGE = 64, 32, 1 << 15
+# Each row of an image has many pixels to take the mean of; of large ones (of so many numbers) fewer rows are enough.
+_ROWS, _ROWS_IF_LARGE, _LARGE = 64, 16, 1 << 15
 # A correction has to save this share of a node's error.
 _WORTH = 0.01
 
@@ -84,7 +84,7 @@ def correct(
     save(_beside(model, nodes, ranges, scheme), place)
     seen = [_Seen() for _ in nodes]
     with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
-        for count, feed in enumerate(tracked("measuring biases", _some(memory.feeds))):
+        for count, feed in enumerate(tracked("measuring biases", _some(model, memory.feeds))):
             values = list(runs.run(session, feed).values())
             for number, one in enumerate(seen):
                 part = one.held_out if count % HELD_OUT == HELD_OUT - 1 else one.fitting
@@ -100,16 +100,28 @@ def correct(
     return table
 
 
-def _some(feeds: Feeds) -> Iterator[Mapping[str, Any]]:
-    """As many batches as a mean over channels needs."""
-    rows = numbers = 0
+def _some(model: onnx.ModelProto, feeds: Feeds) -> Iterator[Mapping[str, Any]]:
+    """As many batches as a mean over channels needs; of large samples, a few of each."""
+    rows = 0
     for count, feed in enumerate(feeds()):
-        enough = _ROWS_IF_LARGE if numbers >= rows * _LARGE else _ROWS
-        if rows >= enough and count >= HELD_OUT:
+        size = len(next((array for array in feed.values() if array.ndim), [None]))
+        large = max((array.size for array in feed.values()), default=0) >= size * _LARGE
+        if rows >= (_ROWS_IF_LARGE if large else _ROWS) and count >= HELD_OUT:
             return
-        rows += len(next((array for array in feed.values() if array.ndim), [None]))
-        numbers += max((array.size for array in feed.values()), default=0)
+        few = _ROWS_IF_LARGE // HELD_OUT
+        if large and size > few and _stacks(model, feed, size):
+            feed, size = {name: array[:few] for name, array in feed.items()}, few
+        rows += size
         yield feed
+
+
+def _stacks(model: onnx.ModelProto, feed: Mapping[str, Any], size: int) -> bool:
+    """Whether the first axis of all inputs counts samples, and may be of any size."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    return all(
+        array.ndim and len(array) == size and shapes[name] and not shapes[name][0].HasField("dim_value")
+        for name, array in feed.items()
+    )
 
 
 def _beside(

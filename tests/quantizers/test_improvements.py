@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from quantizer_models import Bench, arrays, model_of, operators, outputs, sqnr, weights
 
@@ -12,6 +13,7 @@ from modelops.quantizers import Quantizer
 from modelops.quantizers._captures import Batch, Capture
 from modelops.quantizers._rounding import Scheme, compensated, decibels, nearest
 from modelops.quantizers._sensitivity import _Errors
+from modelops.quantizers._shifts import _some
 from modelops.quantizers.dynamic import Dynamic
 from modelops.quantizers.static import Static
 
@@ -222,3 +224,12 @@ def test_a_model_for_other_kernels_is_measured_as_they_compute(tmp_path: Path) -
     data = {"x": np.random.default_rng(0).uniform(0.7, 1, size=(64, 64)).astype(np.float32)}
     _, done = quantized(Static(explain=True, target="x86-vnni", **OFF), source, data, tmp_path / "out")
     assert done.metrics[-1].value > 35
+
+
+@pytest.mark.parametrize(("dim", "pixels", "sizes"), [("n", 200, [4] * 4), ("n", 8, [8] * 8), ("8", 200, [8] * 4)])
+def test_biases_are_measured_on_a_few_of_large_samples(tmp_path: Path, dim: str, pixels: int, sizes: list[int]) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[{dim}, 1, {pixels}, {pixels}] x) => (float[{dim}, 1, {pixels}, {pixels}] y) {{ y = Relu (x) }}"""
+    model = onnx.load(model_of(text, {}, tmp_path / "model.onnx"))
+    feeds = [{"x": np.zeros((8, 1, pixels, pixels), np.float32)}] * 16
+    assert [len(feed["x"]) for feed in _some(model, lambda: iter(feeds))] == sizes
