@@ -2,7 +2,7 @@
 
     python benchmarks/calibration_time.py [--rounds 1] [--cases "ResNet-50 static" …] [--seconds 200]
 
-Every case is a process of its own with an empty cache; what is timed is the method alone, without imports, and without
+Every case is a process of its own, in the environment of a stage's worker, with an empty cache; what is timed is the method alone, without imports, and without
 the checks of accuracy and speed, which `modelops quantize` reports as lines of their own. ResNet-50 has random weights
 (results/models/resnet50.onnx, written once), MiniLM is examples/minilm (results/models/minilm, converted once). Results
 are added to results/calibration_time.jsonl; the exit code is 1 when a time of ours is above its limit.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from calibration_memory import RESULTS, Bench, Reader, resnet50
+
+from modelops.core.worker import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = RESULTS / "calibration_time.jsonl"
@@ -72,7 +73,7 @@ def one(case: str, folder: Path) -> float:
 def measured(case: str) -> dict[str, Any]:
     """One case in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="modelops-time-") as folder:
-        env = os.environ | {"MODELOPS_CACHE": str(Path(folder) / "cache")}
+        env = child_environment() | {"MODELOPS_CACHE": str(Path(folder) / "cache")}
         words = [sys.executable, __file__, "--one", case, folder]
         done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     seconds = float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
