@@ -2,10 +2,11 @@
 
     python benchmarks/calibration_time.py [--rounds 1] [--cases "ResNet-50 static" …] [--seconds 200]
 
-Every case is a process of its own, in the environment of a stage's worker, with an empty cache; what is timed is the method alone, without imports, and without
-the checks of accuracy and speed, which `modelops quantize` reports as lines of their own. ResNet-50 has random weights
-(results/models/resnet50.onnx, written once), MiniLM is examples/minilm (results/models/minilm, converted once). Results
-are added to results/calibration_time.jsonl; the exit code is 1 when a time of ours is above its limit.
+Every case is a process of its own, in the environment of a stage's worker, with an empty cache. What is timed is the
+method alone, without imports, and without the checks of accuracy and speed, which `modelops quantize` reports as lines
+of their own. ResNet-50 has random weights (results/models/resnet50.onnx, written once), MiniLM is examples/minilm
+(results/models/minilm, converted once). Results are added to results/calibration_time.jsonl; the exit code is 1 when a
+time of ours is above its limit.
 """
 
 from __future__ import annotations
