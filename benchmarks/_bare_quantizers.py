@@ -74,5 +74,50 @@ def nncf(source: str, target: str, feeds: str) -> None:
     onnx.save(quantize(model, dataset, preset=QuantizationPreset.MIXED, **given), target)
 
 
+def olive(source: str, target: str, feeds: str) -> None:
+    """Olive's passes, with its own defaults: dynamic for transformers, static for others."""
+    import shutil
+
+    import onnx
+    from olive.workflows import run
+
+    script = Path(target).with_name("olive_data.py")
+    script.write_text(_OLIVE_DATA.format(folder=str(Path(__file__).parent), feeds=feeds))
+    transformer = any(node.op_type == "Softmax" for node in onnx.load(source, load_external_data=False).graph.node)
+    data = {
+        "name": "samples",
+        "type": "DummyDataContainer",
+        "user_script": str(script),
+        "load_dataset_config": {"type": "modelops_samples"},
+    }
+    passes = (
+        {"type": "OnnxDynamicQuantization"} if transformer else {"type": "OnnxStaticQuantization", "data_config": data}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run(
+            {
+                "input_model": {"type": "ONNXModel", "model_path": source},
+                "passes": {"quantize": passes},
+                "output_dir": folder,
+                "cache_dir": str(Path(folder) / "cache"),
+                "evaluate_input_model": False,
+            }
+        )
+        shutil.copy(next(Path(folder).rglob("model.onnx")), target)
+
+
+_OLIVE_DATA = """
+import sys
+sys.path.insert(0, {folder!r})
+from _bare_quantizers import samples
+from olive.data.registry import Registry
+
+@Registry.register_dataset("modelops_samples")
+def load(**_):
+    rows = [({{name: array[0] for name, array in row.items()}}, 0) for row in samples({feeds!r})]
+    return rows
+"""
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

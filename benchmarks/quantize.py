@@ -14,10 +14,16 @@ gpt2        GPT-2 124M, the same                                                
 ==========  =====================================================================  ==================================
 
 Columns: float; onnxruntime's ``quantize_dynamic(per_channel=True)``; its ``quantize_static`` with default options, and
-as an expert would call it here; NNCF; modelops dynamic, static, and what auto chose. Peers are run from an environment
-of their own; without it their column says "not installed":
+as an expert would call it here; NNCF; Olive; modelops dynamic, static, and what auto chose. All are given the graph
+that modelops converted, whose attention is spelled out. "onnxruntime dynamic, plain export" (minilm) is what a user
+has without it: the same call on what ``torch.onnx.export`` gives by default. Peers are run from an environment of
+their own; without it their column says "not installed":
 
     python3 -m venv benchmarks/.peers/nncf && benchmarks/.peers/nncf/bin/pip install nncf onnx onnxruntime
+    python3 -m venv benchmarks/.peers/olive && benchmarks/.peers/olive/bin/pip install olive-ai requests onnxruntime
+
+Sentences are timed padded to 128 tokens, the others as they are. Beside every timing stands what it can't exceed by
+much: how many times as fast as floats this CPU multiplies large matrices of 8-bit integers.
 
 A model's columns are timed by turns in the same launches, for every batch and number of threads. What is made, judged
 or timed is written to benchmarks/results/quantize/ at once: interrupt it, and go on later with the same command.
@@ -26,11 +32,11 @@ or timed is written to benchmarks/results/quantize/ at once: interrupt it, and g
 from __future__ import annotations
 
 import argparse
-import ast
 import json
+import os
 import subprocess
 import sys
-import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,18 +45,26 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _samples import CALIBRATION, digits, pictures, sentences, tokens
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results") / "quantize"
 RECORDS = FOLDER / "records.jsonl"
 PEERS = Path(__file__).with_name(".peers")
 OWN = ("modelops dynamic", "modelops static", "modelops auto")
+PLAIN = "onnxruntime dynamic, plain export"
 BARE = {
     "onnxruntime dynamic": ("", "onnxruntime_dynamic"),
     "onnxruntime static": ("", "onnxruntime_static"),
     "onnxruntime static u8s8": ("", "onnxruntime_static_u8"),
     "NNCF": ("nncf", "nncf"),
+    "Olive": ("olive", "olive"),
 }
-CALIBRATION = 128
+STATIC = ("onnxruntime static", "onnxruntime static u8s8", "NNCF", "Olive", "modelops static")
+DYNAMIC = ("onnxruntime dynamic", "onnxruntime static u8s8", "NNCF", "modelops dynamic", "modelops static")
+# Tokens that sentences are padded to where they are timed.
+LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--columns", nargs="*", choices=[*BARE, *OWN], help="make and judge these alone")
+    parser.add_argument("--columns", nargs="*", choices=[PLAIN, *BARE, *OWN], help="make and judge these alone")
     parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing new after this long")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for the timing of one setting")
     parser.add_argument("--again", action="store_true", help="time again what has been timed")
@@ -134,10 +148,15 @@ def make(name: str, column: str, place: Path) -> None:
     target = place / column.replace(" ", "-") / "model.onnx"
     target.parent.mkdir(exist_ok=True)
     source, feeds = place / "float" / "model.onnx", place / "calibration.npz"
+    if column == PLAIN:
+        source = place / "plain.onnx"
+        if not source.is_file():
+            script = Path(__file__).with_name("_plain_export.py")
+            subprocess.run([sys.executable, str(script), str(source)], check=True, capture_output=True)
     if column in OWN:
         words = [sys.executable, __file__, "--make", name, column]
     else:
-        environment, function = BARE[column]
+        environment, function = BARE.get(column, BARE["onnxruntime dynamic"])
         python = PEERS / environment / "bin" / "python" if environment else Path(sys.executable)
         if not python.exists():
             note(name, "made", column, model="", reason="not installed")
@@ -145,15 +164,20 @@ def make(name: str, column: str, place: Path) -> None:
         script = Path(__file__).with_name("_bare_quantizers.py")
         words = [str(python), str(script), function, str(source), str(target), str(feeds)]
     started = time.monotonic()
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - started
-    if done.returncode or not target.is_file():
-        reason = (done.stderr.strip().splitlines() or ["no file"])[-1][:300]
-        note(name, "made", column, model="", reason=reason, seconds=seconds)
+    with tempfile.TemporaryFile("w+") as log:
+        environ = {**os.environ, "CI": "1"}  # without Olive's telemetry
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environ)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        said = log.read().strip().splitlines()
+    seconds, peak = time.monotonic() - started, usage.ru_maxrss / 1024
+    if child.returncode or not target.is_file():
+        note(name, "made", column, model="", reason=(said or ["no file"])[-1][:300], seconds=seconds, peak_mib=peak)
         return
     size = sum(file.stat().st_size for file in target.parent.glob("model.onnx*"))
     chosen = (target.parent / "chosen.json").read_text() if (target.parent / "chosen.json").is_file() else ""
-    note(name, "made", column, model=str(target), bytes=size, seconds=seconds, chosen=chosen)
+    note(name, "made", column, model=str(target), bytes=size, seconds=seconds, peak_mib=peak, chosen=chosen)
 
 
 def make_own(name: str, column: str) -> None:
@@ -245,6 +269,8 @@ def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> No
     subject = SUBJECTS[name]
     cpu = REGISTRY.load("onnxruntime-cpu").parse({"threads": threads})
     contenders = [Contender("float", cpu, place / "float" / "model.onnx")]
+    if (place / "plain.onnx").is_file():
+        contenders.append(Contender("float, plain export", cpu, place / "plain.onnx"))
     for column in subject.columns:
         made = known(name, "made", column)
         if made is not None and made["model"]:
@@ -257,9 +283,8 @@ def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> No
             contenders.append(Contender("modelops static on OpenVINO", openvino, Path(static["model"])))
     with np.load(place / "evaluation.npz") as stored:
         feed = {key: stored[key][:batch] for key in stored.files if key != "labels"}
-    if "attention_mask" in feed:  # no longer than the longest
-        longest = int(feed["attention_mask"].sum(axis=1).max())
-        feed = {key: np.ascontiguousarray(array[:, :longest]) for key, array in feed.items()}
+    if "token_type_ids" in feed:
+        feed = {key: np.pad(array[:, :LENGTH], ((0, 0), (0, LENGTH - array.shape[1]))) for key, array in feed.items()}
     started = time.monotonic()
     found = standings(contenders, feed, budget_seconds=budget)
     note(
@@ -268,11 +293,27 @@ def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> No
         f"batch {batch}, {threads} threads",
         seconds=time.monotonic() - started,
         launches=found.launches,
+        ceiling=ceiling(),
         rows={
             one.name: {"ms": one.latency_ms, "speedup": one.speedup, "interval": one.interval}
             for one in found.standings
         },
     )
+
+
+def ceiling() -> float:
+    """How many times as fast as in float this CPU multiplies large matrices of 8-bit integers, on one thread."""
+    from onnx import helper
+
+    from modelops.quantizers import _kernels
+
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(512, 1024)).astype(np.float32), rng.normal(size=(1024, 1024)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    floating = _kernels._model(nodes, {"w": w}, {"x": x}, "y", 1)
+    rows = rng.integers(0, 256, x.shape, dtype=np.uint8)
+    integer = _kernels._integer_product(rows, rng.integers(-64, 65, w.shape, dtype=np.int8))
+    return _kernels._seconds(floating, {"x": x}) / _kernels._seconds(integer, {"x": rows})
 
 
 def show(name: str) -> None:
@@ -282,15 +323,17 @@ def show(name: str) -> None:
     runs = [known(name, "timed", setting) for setting in settings]
     columns = ["float", *subject.columns]
     columns += [column for run in runs if run for column in run["rows"] if column not in columns]
-    print(f"\n{name}\n\n| | MiB | made in | accuracy | " + " | ".join(settings) + " |")
+    print(f"\n{name}\n\n| | MiB | made in, peak | accuracy | " + " | ".join(settings) + " |")
     print("|---|---|---|---|" + "---|" * len(settings))
+    if ratios := [run["ceiling"] for run in runs if run]:
+        print(f"| int8 over float32, large matrices | | | | {min(ratios):.2f} to {max(ratios):.2f} |")
     for column in columns:
         made, judged = known(name, "made", column) or {}, known(name, "judged", column) or {}
         if column in subject.columns and not made.get("model"):
             print(f"| {column} | {made.get('reason', 'not made yet')} | | | " + " | " * len(settings))
             continue
         size = f"{made['bytes'] / 2**20:.1f}" if made else ""
-        seconds = f"{made['seconds']:.1f} s" if made else ""
+        seconds = f"{made['seconds']:.1f} s, {made['peak_mib']:.0f} MiB" if made else ""
         speeds = [speed(run["rows"].get(column)) if run else "" for run in runs]
         print(f"| {column} | {size} | {seconds} | {accuracy(judged)} | " + " | ".join(speeds) + " |")
 
@@ -314,88 +357,16 @@ def speed(row: dict[str, Any] | None) -> str:
     return f"{row['speedup']:.2f}x{interval}, {row['ms']:.2f} ms"
 
 
-def sentences(place: Path) -> None:
-    """Sentences of docstrings as tokens and masks: 1,000 to judge by, and others, of other modules, to calibrate."""
-    import re
-
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(ROOT / "examples" / "minilm" / "model" / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(128)
-    pattern = re.compile(r"[A-Z][a-z]+ [^<>{}\[\]`*|\\=]{25,180}[a-z)]\.")
-    found: dict[str, list[str]] = {"calibration": [], "evaluation": []}
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for file in sorted(library.rglob("*.py")):
-        relative = file.relative_to(library)
-        if "site-packages" in relative.parts or "test" in file.as_posix():
-            continue
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        texts = [" ".join((ast.get_docstring(n) or "").split()) for n in ast.walk(tree) if isinstance(n, nodes)]
-        part = "calibration" if sum(relative.parts[0].encode()) % 5 == 0 else "evaluation"
-        found[part] += [sentence for text in texts for sentence in pattern.findall(text)]
-    for part, count in (("calibration", CALIBRATION), ("evaluation", 1000)):
-        others = set(found["calibration"]) if part == "evaluation" else set()
-        texts = [text for text in dict.fromkeys(found[part]) if text not in others]
-        picked = [texts[k] for k in np.linspace(0, len(texts) - 1, count).astype(int)]
-        encoded = [tokenizer.encode(text).ids for text in picked]
-        longest = max(map(len, encoded))
-        ids, mask = np.zeros((count, longest), np.int64), np.zeros((count, longest), np.int64)
-        for row, tokens in enumerate(encoded):
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        write(place / f"{part}.npz", input_ids=ids, attention_mask=mask, token_type_ids=np.zeros_like(ids))
-
-
-def digits(place: Path) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from _resnet18 import data
-
-    (images, _), (held, labels) = data()
-    write(place / "calibration.npz", image=images[:CALIBRATION])
-    write(place / "evaluation.npz", image=held, labels=labels)
-
-
-def pictures(count: int) -> Callable[[Path], None]:
-    """Seeded images with the spectrum of photographs: every octave is as strong as the next."""
-
-    def made(place: Path) -> None:
-        for part, rows, seed in (("calibration", CALIBRATION, 1), ("evaluation", count, 2)):
-            rng = np.random.default_rng(seed)
-            found = np.zeros((rows, 3, 224, 224), np.float32)
-            for size in (1, 7, 14, 28, 56, 112, 224):
-                found += rng.normal(size=(rows, 3, size, size)).repeat(224 // size, 2).repeat(224 // size, 3) / 2.6
-            write(place / f"{part}.npz", pixel_values=found.astype(np.float32))
-
-    return made
-
-
-def tokens(place: Path) -> None:
-    for part, rows, seed in (("calibration", CALIBRATION, 1), ("evaluation", 32, 2)):
-        ids = np.random.default_rng(seed).integers(0, 50257, size=(rows, 128))
-        write(place / f"{part}.npz", input_ids=ids, attention_mask=np.ones_like(ids))
-
-
-def write(path: Path, **arrays: Any) -> None:
-    """Write the arrays that the model takes; it may take fewer than there are."""
-    from modelops.core.artifact import Artifact
-
-    names = {spec.name for spec in Artifact.open(path.parent / "float").signature.inputs} | {"labels"}
-    np.savez(path, **{name: array for name, array in arrays.items() if name in names})
-
-
 FOUR = ((1, 1), (1, 2), (8, 1), (8, 2))
+TWO = ((1, 1), (1, 2))
 NETWORKS = f"{ROOT / 'benchmarks' / '_networks.py'}:"
 SUBJECTS = {
-    "minilm": Subject(str(ROOT / "examples" / "minilm" / "model"), sentences, FOUR),
-    "resnet18": Subject(f"{ROOT / 'benchmarks' / '_resnet18.py'}:build", digits, ((1, 1), (1, 2)), openvino=True),
-    "resnet50": Subject(f"{NETWORKS}resnet50", pictures(64), ((1, 1), (1, 2)), (*BARE, "modelops static")),
-    "mobilenet": Subject(f"{NETWORKS}mobilenet_v2", pictures(64), ((1, 1), (1, 2)), (*BARE, "modelops static")),
-    "vit": Subject(f"{NETWORKS}vit", pictures(32), ((1, 1), (1, 2)), (*BARE, *OWN[:2])),
-    "gpt2": Subject(f"{NETWORKS}gpt2", tokens, ((1, 1), (1, 2)), ("onnxruntime dynamic", *OWN[:2])),
+    "minilm": Subject(str(ROOT / "examples" / "minilm" / "model"), sentences, FOUR, (PLAIN, *BARE, *OWN)),
+    "resnet18": Subject(f"{ROOT / 'benchmarks' / '_resnet18.py'}:build", digits, TWO, STATIC, openvino=True),
+    "resnet50": Subject(f"{NETWORKS}resnet50", pictures(64), TWO, STATIC),
+    "mobilenet": Subject(f"{NETWORKS}mobilenet_v2", pictures(64), TWO, STATIC),
+    "vit": Subject(f"{NETWORKS}vit", pictures(32), TWO, DYNAMIC),
+    "gpt2": Subject(f"{NETWORKS}gpt2", tokens, TWO, ("onnxruntime dynamic", *OWN[:2])),
 }
 
 

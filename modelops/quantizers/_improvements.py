@@ -48,7 +48,7 @@ _MORE = 0.15
 # Columns that may be multiplied in float: a hundredth of a wide product.
 _OUTLIERS = (4, 8, 16)
 # What the float columns take off the error, at least, and the error below which a site is left as it is.
-_OUTLIERS_WORTH, _GOOD_ENOUGH = 0.5, 10**-3.6
+_OUTLIERS_WORTH, _GOOD_ENOUGH = 0.5, 10**-3.4
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Dynamic(Integer):
         import onnx
 
         from modelops.graphs import files
+        from modelops.quantizers._attention import approximated, standard
         from modelops.quantizers._improvements import Improve, Improved, improved
         from modelops.quantizers._memory import Memory
         from modelops.quantizers._tables import quantize_tables
@@ -84,4 +85,8 @@ class Dynamic(Integer):
         for product in work.products:
             writer.replace(product)
         tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
+        if self.fuse:
+            standard(work.model)
+        if self.approximate:
+            approximated(work.model)
         return work.written(target, tables, "int8, 7 bits" if reduced else "int8"), grounds

@@ -177,6 +177,7 @@ class Static(Integer):
         """Write the graph after our own passes; (pairs dropped, tables quantized). None leaves all tables float."""
         from modelops.graphs import files
         from modelops.quantizers import _qdq
+        from modelops.quantizers._attention import approximated, standard
         from modelops.quantizers._moving import Writer
         from modelops.quantizers._sums import apart
         from modelops.quantizers._tables import quantize_tables
@@ -190,6 +191,10 @@ class Static(Integer):
                 writer.replace(product)
             apart(graph)
             tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
+            if self.fuse:
+                standard(graph)
+            if self.approximate:
+                approximated(graph)
             files.save(cleaned(graph), target)
         return dropped, tables
 
