@@ -134,7 +134,7 @@ def edges(before: Side, after: Side, given: Given, signature: Signature) -> dict
             continue
         masks = all(_same_mask(one[key], other[key]) for key in one if key in other)
         compared.append({"name": name, "masks_agree": masks})
-    if unlike := [one["name"] for one in compared if not one["masks_agree"]]:
+    if unlike := [str(one["name"]) for one in compared if not one["masks_agree"]]:
         values = " or ".join([", ".join(unlike[:-1]), unlike[-1]] if len(unlike) > 1 else unlike)
         notes.append(f"fed with nothing but {values}, it gives NaN or infinity in other places than the reference")
     return {"compared": compared, "notes": notes}

@@ -262,7 +262,9 @@ class Validate(Stage):
             real = False
         found = compare_models(before, after, stream, task)
         inputs = _inputs(origin, found.rows, found.digest, source, reference)
-        head, scales, scaled = self._head(source, reference), [], []
+        head = self._head(source, reference)
+        scales: list[dict[str, Any]] = []
+        scaled: list[Findings] = []
         if found.first is not None and not bench.has_data and head["judged_by"]["transition"] == "structural":
             scales, scaled = _scales.measure(before, after, found.first, reference.signature)
         measurements = {
