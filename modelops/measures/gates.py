@@ -104,7 +104,8 @@ class Gate:
         try:
             threshold = float(number) / (100 if percent else 1)
         except ValueError as error:
-            raise UsageError(f"gate {text!r}: {number!r} is not a number") from error
+            hint = 'for example "logits.sqnr>=40"'
+            raise UsageError(f"gate {text!r}: {number!r} is not a number", hint=hint) from error
         if not math.isfinite(threshold):
             raise UsageError(f"gate {text!r}: the threshold must be finite")
         if FIGURES[name].higher == ("<" in comparison) and comparison != "==":

@@ -12,7 +12,10 @@ FAST = [
     "bert", "clip", "gpt2", "m2m_100", "olmo2", "phi3", "regnet", "resnet", "smolvlm", "t5", "vaultgemma",
     "videoprism_vision_model",
 ]  # fmt: skip
-MORE = ["flex_olmo", "llava_onevision", "nllb-moe", "qwen2_vl", "qwen3_moe"]
+MORE = [
+    "flex_olmo", "hy_v4", "led", "llava_onevision", "longformer", "nllb-moe", "openai_privacy_filter", "qwen2_vl",
+    "qwen3_5_text", "qwen3_moe",
+]  # fmt: skip
 
 
 def _converted(model_type, folder):
