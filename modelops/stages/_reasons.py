@@ -34,6 +34,18 @@ def reasons(
     return [*of_float(nodes, weighted_products(source.model)), *of_quantized(after)]
 
 
+def remedies(method: str, *, accurate: bool, searched: bool) -> str:
+    """What the user can try next, in one sentence: after a model that lost too much, or one that is too slow."""
+    if accurate:
+        return "next: --if-slower keep-source publishes the float model, publish the int8 one all the same"
+    tries = ["--exclude leaves nodes in float (--explain tells what each costs)"]
+    if method in ("dynamic", "static") and not searched:
+        tries.insert(0, "--least-sqnr 30 gives back the nodes that cost most")
+    if method != "float16":
+        tries.append("--method float16 loses hardly anything")
+    return f"next: {'; '.join(tries)}; --max-drop allows more with labels"
+
+
 def weighted_products(model: Path) -> frozenset[str]:
     """The names of the products whose second factor is in the file: only they have integer kernels."""
     from modelops.quantizers._weights import products, read

@@ -192,7 +192,10 @@ class _Job:
 
     def race(self) -> None:
         """Time both models by turns, unless accuracy has decided already, and do what --if-slower asks."""
+        from modelops.stages._reasons import remedies
+
         if self.failed:
+            self.notes.append(remedies(self.method, accurate=False, searched=self.searched))
             self.notes.append("speed was not measured: the model is not accurate enough")
             return
         try:
@@ -205,6 +208,8 @@ class _Job:
         self._decide(found)
 
     def _decide(self, found: Pace) -> None:
+        from modelops.stages._reasons import remedies
+
         stage, verdict, text = self.stage, found.verdict, found.text
         demand = "not slower than float"
         if self.method in _SIZE_ONLY and not self.searched:
@@ -222,6 +227,7 @@ class _Job:
             self.checks.append(Check("speed", "not-evaluated", f"{text}: inconclusive", threshold=demand))
         elif stage.if_slower == "fail":
             self._explain()
+            self.notes.append(remedies(self.method, accurate=True, searched=self.searched))
             self.checks.append(Check("speed", "fail", f"{text}: int8 does not pay here", threshold=demand))
         elif stage.if_slower == "publish":
             self.notes.append(f"warning: {text}; published all the same, as --if-slower publish asks")

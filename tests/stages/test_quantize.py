@@ -167,6 +167,7 @@ def test_a_slower_model_fails_by_default(run: Any, slower: None) -> None:
     report, _ = run(Quantize(method=Dynamic()))
     assert report.exit_code == 1
     assert "does not pay here" in check(report, "speed").message
+    assert any("--if-slower keep-source" in note for note in report.notes)
 
 
 def test_a_slower_model_is_published_when_asked_with_a_warning(run: Any, slower: None) -> None:

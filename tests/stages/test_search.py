@@ -327,6 +327,20 @@ def test_reasons_come_from_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize("method", ["dynamic", "float16", "auto"])
+@pytest.mark.parametrize("accurate", [True, False])
+def test_what_is_named_after_a_failed_gate_exists(method: str, accurate: bool) -> None:
+    from modelops.core.component import options_of
+    from modelops.quantizers import REGISTRY
+    from modelops.stages.quantize import Quantize
+
+    text = _reasons.remedies(method, accurate=accurate, searched=method == "auto")
+    flags = {word.strip("();:,").removeprefix("--").replace("-", "_") for word in text.split() if "--" in word}
+    own = {item.name for cls in (Quantize, *map(REGISTRY.load, ("dynamic", "auto"))) for item in options_of(cls)}
+    assert flags and flags <= own
+    assert ("float16" in text) == (not accurate and method != "float16")
+
+
 def test_where_plain_int8_loses_too_much_costly_nodes_stay_float(
     net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
