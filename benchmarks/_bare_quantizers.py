@@ -114,8 +114,7 @@ from olive.data.registry import Registry
 
 @Registry.register_dataset("modelops_samples")
 def load(**_):
-    rows = [({{name: array[0] for name, array in row.items()}}, 0) for row in samples({feeds!r})]
-    return rows
+    return [(row, 0) for row in samples({feeds!r})]
 """
 
 

@@ -95,7 +95,10 @@ class Auto(Targeted):
             )
         found = list(self._convolutional(facts) if facts.convolutions else self._products(facts))
         if not found:
-            raise nothing_to_quantize("neither convolutions nor products with constant weights")
+            reason = "neither convolutions nor products with constant weights"
+            if facts.recurrent:
+                reason += f"; the {facts.recurrent} recurrent nodes have no integer form here (float16 halves the file)"
+            raise nothing_to_quantize(reason)
         return tuple(found)
 
     def _convolutional(self, facts: Facts) -> Iterator[Candidate]:

@@ -17,7 +17,7 @@ import pytest
 from modelops.core import cache
 from modelops.core.artifact import Artifact, Draft
 from modelops.core.report import Check, Metric
-from modelops.errors import UsageError
+from modelops.errors import GateFailed, UsageError
 from modelops.graphs.wrap import wrap
 from modelops.quantizers.auto import Auto, Facts
 from modelops.quantizers.dynamic import Dynamic
@@ -90,6 +90,8 @@ def test_candidates_follow_the_graph() -> None:
     assert not any("static" in name for name in names(products=2, has_data=False))
     with pytest.raises(UsageError, match="needs --data"):
         names(convolutions=20, has_data=False)
+    with pytest.raises(GateFailed, match="2 recurrent nodes"):
+        names(recurrent=2)
 
 
 @pytest.fixture
