@@ -17,10 +17,12 @@ The peer needs an environment of its own; without it its rows say "not installed
 
 Columns: ``wall`` of the whole command; ``call``, the calls of torch.onnx.export and what they import; ``load``, torch,
 transformers and the weights, which any script needs; ``float64``, the source's run in float64; ``rest`` is everything
-else: starting, the checks at four shapes or more, writing, describing and hashing. ``peak`` is the resident memory of
-all processes together at one moment. Every run is a line of results/convert_overhead.jsonl, and is not repeated once it
-passed. With --runs above 1 the table shows medians. The exit code is 1 where the rest takes longer than the call on
-MiniLM, ResNet-50 or ViT, or GPT-2 peaks above four times its weights.
+else: starting, the checks at four shapes or more, writing, describing and hashing, as far as it does not happen during
+the call. ``rest/call`` holds it against the call that it was added to, ``rest/bare`` against that of the bare script,
+which nothing runs beside, and which writes the file. ``peak`` is the resident memory of all processes together at one
+moment; what a process shares with its copy counts twice. Every run is a line of results/convert_overhead.jsonl, and is
+not repeated once it passed. With --runs above 1 the table shows medians. The exit code is 1 where the rest takes longer
+than the call on MiniLM, ResNet-50 or ViT, or GPT-2 peaks above four times its weights.
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def watched(command: list[str], output: Path) -> tuple[int, float, int]:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         process = subprocess.Popen(command, stdout=file, stderr=errors, stdin=subprocess.DEVNULL, env=env)
         while process.poll() is None:
-            peak = max(peak, sum(worker._resident_bytes(pid) for pid in worker.tree(process.pid)))
+            peak = max(peak, sum(worker.resident_bytes(pid) for pid in worker.tree(process.pid)))
             time.sleep(0.02)
     return process.returncode, time.monotonic() - started, peak
 
@@ -174,30 +176,31 @@ def weights(model: Path) -> int:
 
 def table(rows: list[dict[str, Any]], models: dict[str, Path | None], optimum: Path) -> list[str]:
     """The lines of the table, and of what is not held."""
-    head = ("model", "tool", "runs", "wall", "call", "load", "float64", "rest", "rest/call", "peak MiB", "of weights")
-    lines = [("{:<12}{:<10}" + "{:>10}" * 9).format(*head)]
+    head = ("runs", "wall", "call", "load", "float64", "rest", "rest/call", "rest/bare", "peak MiB", "of weights")
+    lines = [("{:<12}{:<10}" + "{:>10}" * 10).format("model", "tool", *head)]
     for name, model in models.items():
         if model is None:
             lines.append(f"{name:<12}not there: python examples/minilm/prepare.py")
             continue
+        bare = middle([row for row in rows if (row["model"], row["tool"]) == (name, "bare")], "call")
         for tool in TOOLS:
             mine = [row for row in rows if (row["model"], row["tool"]) == (name, tool)]
             if not mine:
                 lines.append(f"{name:<12}{tool:<10}" + ("not installed" if tool == "optimum" else "not run"))
                 continue
-            lines.append(_line(name, tool, mine, weights(model)))
+            lines.append(_line(name, tool, mine, weights(model), bare))
     return lines
 
 
-def _line(name: str, tool: str, rows: list[dict[str, Any]], size: int) -> str:
+def _line(name: str, tool: str, rows: list[dict[str, Any]], size: int, bare: float | None = None) -> str:
     def shown(key: str) -> str:
         value = middle(rows, key)
         return "-" if value is None else f"{value:.1f}"
 
     call, rest, peak = middle(rows, "call"), middle(rows, "rest"), middle(rows, "peak") or 0.0
-    ratio = f"{rest / call:.2f}" if call and rest is not None and tool != "optimum" else "-"
-    cells = (len(rows), *map(shown, ("wall", "call", "load", "float64", "rest")), ratio)
-    text = f"{name:<12}{tool:<10}" + ("{:>10}" * 9).format(*cells, f"{peak / 2**20:.0f}", f"{peak / size:.2f}x")
+    ratios = [f"{rest / by:.2f}" if by and rest is not None and tool != "optimum" else "-" for by in (call, bare)]
+    cells = (len(rows), *map(shown, ("wall", "call", "load", "float64", "rest")), *ratios)
+    text = f"{name:<12}{tool:<10}" + ("{:>10}" * 10).format(*cells, f"{peak / 2**20:.0f}", f"{peak / size:.2f}x")
     ends = {f"exit {row['exit']} {row.get('verdict') or ''}".strip() for row in rows}
     return f"{text}  {'; '.join(sorted(ends))}"
 

@@ -161,7 +161,7 @@ class _Watch:
         self.peak = 0
 
     def look(self) -> None:
-        now = sum(_resident_bytes(pid) for pid in tree(self.child.pid))
+        now = sum(resident_bytes(pid) for pid in tree(self.child.pid))
         self.peak = max(self.peak, now)
         most = self.limits.memory_bytes
         if most is not None and now > most:
@@ -240,7 +240,8 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """The memory that a process holds, pages shared with others included, on Linux; elsewhere 0."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -11,6 +11,7 @@ from modelops.core.component import Component
 from modelops.core.registry import Registry
 from modelops.core.worker import Limits
 from modelops.errors import InputRefused, missing_path
+from modelops.sources._first_run import FirstRun
 
 Attention = Literal["auto", "eager", "sdpa"]
 
@@ -33,7 +34,8 @@ class Loaded:
     tensors in them, where their place does not tell. ``dynamic`` maps such a name to its dynamic axes and their names;
     None leaves that to the stage. ``exporters`` are those that can read the module. ``ranges``
     holds for integer inputs how many values they may take, ``bounds`` the sizes that a dynamic dimension may have.
-    ``files`` are carried into the artifact under their keys (tokenizer, preprocessor).
+    ``files`` are carried into the artifact under their keys (tokenizer, preprocessor). ``first`` is what came out when
+    the source ran the module on its example inputs, where it did.
     """
 
     module: Any = None
@@ -49,6 +51,7 @@ class Loaded:
     onnx: Path | None = None
     code_executed: tuple[Mapping[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    first: FirstRun | None = None
 
 
 class Source(Component):

@@ -6,10 +6,12 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelops.errors import StageFailed
+from modelops.sources._first_run import FirstRun, first_run
 from modelops.sources._modality import Examples, candidates
 
 log = logging.getLogger(__name__)
@@ -21,12 +23,16 @@ _JUDGES = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassif
 
 @dataclass(frozen=True)
 class Chosen:
-    """A module that ran on these inputs; ``settings`` are arguments of forward that are no tensors."""
+    """A module that ran on these inputs; ``settings`` are arguments of forward that are no tensors.
+
+    ``first`` is that run, where nothing was done to the module or its inputs since.
+    """
 
     module: Any
     examples: Examples
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
+    first: FirstRun | None = None
 
 
 def choose(model: Any, directory: Path) -> Chosen:
@@ -38,7 +44,7 @@ def choose(model: Any, directory: Path) -> Chosen:
                 continue
             names = ", ".join(str(spec) for spec in found.specs)
             try:
-                outputs = _outputs(part, found, settings)
+                first = first_run(partial(_outputs, part, found, settings))
             except MemoryError:
                 raise
             except Exception as error:
@@ -46,7 +52,7 @@ def choose(model: Any, directory: Path) -> Chosen:
                 tried.append(f"{names}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
                 continue
             found, fixed = _as_free_as_it_runs(part, found, settings)
-            kept, left_out = _tensors(outputs)
+            kept, left_out = _tensors(first.outputs)
             if left_out and not settings and "use_cache" in inspect.signature(part.forward).parameters:
                 continue  # the next call asks for no cache
             if kept is None:
@@ -54,7 +60,7 @@ def choose(model: Any, directory: Path) -> Chosen:
                 continue
             said = (*notes, *(f"{dim} was fixed: the model itself refuses another size" for dim in fixed))
             if not left_out:
-                return Chosen(part, found, settings, said)
+                return Chosen(part, found, settings, said, None if fixed else first)
             return Chosen(_only_tensors(part), found, settings, (*said, f"outputs left out: {', '.join(left_out)}"))
     needs = [each.name for each in inspect.signature(model.forward).parameters.values() if each.default is each.empty]
     wanted = ", ".join(needs[:6]) or str(model.main_input_name)

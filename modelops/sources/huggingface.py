@@ -74,6 +74,7 @@ class Huggingface(Source):
             bounds=found.bounds,
             files=companions(directory),
             notes=tuple(notes),
+            first=chosen.first if pooling is None else None,
         )
 
 

@@ -14,7 +14,7 @@ from modelops.graphs.reference import ROWS, Case
 from modelops.sources._user_code import summary, told
 from modelops.stages._draw import Feed, draw, row_sizes
 from modelops.stages._effort import ROWS as ROWS_WANTED
-from modelops.stages._prepare import Prepared, refuse_fixed
+from modelops.stages._prepare import Prepared, refuse_fixed, refuse_random
 from modelops.stages._shapes import Envelope
 from modelops.stages._trial import Layout
 
@@ -48,6 +48,7 @@ class Cases:
 
 def observe(prepared: Prepared, *, rows: int | None, seed: int) -> Cases:
     """Run the source on seeded rows and at the corners of the envelope; without ``rows``, on as many as it affords."""
+    refuse_random(prepared, prepared.effort.rows(rows))
     watcher = _Watcher(prepared, seed)
     count, batch = prepared.effort.rows(rows), prepared.envelope.batch
     few = rows is None and count < ROWS_WANTED

@@ -50,7 +50,7 @@ def deterministic(seed: int) -> Iterator[None]:
 class Eager:
     """A module as a function of flat named tensors.
 
-    ``flat`` is that function as a torch module, for the exporters; ``output_names`` are known after ``probe``.
+    ``flat`` is that function as a torch module, for the exporters; ``output_names`` are known once a call is ``named``.
     ``threads`` is on how many it runs.
     """
 
@@ -79,9 +79,13 @@ class Eager:
         """The example inputs as arrays."""
         return {name: tensor.numpy() for name, tensor in zip(self.input_names, self.tensors, strict=True)}
 
-    def probe(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The first run, which finds the names of the outputs; StageFailed for an output that is no usable tensor."""
-        found = list(leaves(self.flat.call(*self._tensors(feed))))
+    def call(self, feed: Mapping[str, NDArray[Any]]) -> Any:
+        """What the module itself gives for these inputs, in its own structure."""
+        return self.flat.call(*self._tensors(feed))
+
+    def named(self, outputs: Any) -> dict[str, NDArray[Any]]:
+        """What a call gave, by the names of outputs from now on; StageFailed for one that is no usable tensor."""
+        found = list(leaves(outputs))
         names = output_names([path for path, _ in found], self.input_names)
         if not found:
             raise StageFailed("the module returns no tensor", hint="return the tensors that the model computes")
@@ -89,6 +93,10 @@ class Eager:
             _dtype(leaf, f"output {name!r}")
         self.output_names = names
         return self._arrays([leaf for _, leaf in found])
+
+    def probe(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The first run, which finds the names of the outputs; StageFailed for an output that is no usable tensor."""
+        return self.named(self.call(feed))
 
     def run(self, feed: Mapping[str, NDArray[Any]], *, double: bool = False) -> dict[str, NDArray[Any]]:
         """The outputs for these inputs; raises whatever the module raises."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from modelops.sources._first_run import FirstRun
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +17,8 @@ ROWS = 32
 LEAST_ROWS = 16
 """Rows that a model is checked on at least, those of the corners included, however large it is."""
 _AFFORDABLE = 140e9  # operations: some seconds on a core, less than exporting such a model takes
-_WORTH_THREADS = 50e9
+_WORTH_THREADS = 2e12  # what takes a core most of a minute: longer than the export beside which it can run
+_WORTH_THREADS_IN_FLOAT64 = 50e9
 # However many CPUs there are: sums come out in another order on another number of threads, at some shapes and dtypes.
 _THREADS = 2
 
@@ -26,89 +27,55 @@ _THREADS = 2
 class Effort:
     """The multiplications and additions in matrix products and convolutions for one row; 0 where it is not known.
 
-    ``convolutions`` is the share of the latter.
+    ``convolutions`` is the share of the latter, ``seconds`` what a row takes on one thread.
     """
 
     operations: float = 0.0
     convolutions: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, run: FirstRun, rows: int) -> Self:
+        """The effort of one row, from a run on so many."""
+        rows = max(1, rows)
+        share = run.convolutions / run.operations if run.operations else 0.0
+        return cls(run.operations / rows, share, run.seconds / rows)
+
+    @property
+    def high(self) -> bool:
+        """Whether 32 rows are more than can be afforded."""
+        return self.operations * ROWS > _AFFORDABLE
 
     def rows(self, wanted: int | None) -> int:
         """How many rows to check: as many as were asked for, else 32, or of an expensive model fewer with corners."""
-        if wanted is not None or self.operations * ROWS <= _AFFORDABLE:
+        if wanted is not None or not self.high:
             return wanted or ROWS
         return max(LEAST_ROWS, int(_AFFORDABLE / self.operations))
 
-    def threads(self, rows: int) -> int:
+    def threads(self, rows: int, *, double: bool = False) -> int:
         """How many threads to run that many rows on: the same on every machine, as the last bits depend on it.
 
         Convolutions stay on one.
         """
-        if self.operations * rows <= _WORTH_THREADS or self.convolutions > 0.5:
+        worth = _WORTH_THREADS_IN_FLOAT64 if double else _WORTH_THREADS
+        if self.operations * rows <= worth or self.convolutions > 0.5:
             return 1
         return _THREADS
 
 
-class Counter:
-    """Counts operations while the block lasts."""
+def settle_threads(
+    eager: Eager, feed: Mapping[str, NDArray[Any]], first: Mapping[str, NDArray[Any]], many: int
+) -> str | None:
+    """Choose how many threads the module runs on, by running it again on a feed.
 
-    def __init__(self) -> None:
-        self.total = self.convolutions = 0.0
-
-    def effort(self, rows: int) -> Effort:
-        return Effort(self.total / max(1, rows), self.convolutions / self.total if self.total else 0.0)
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        counter = self
-
-        class Mode(TorchDispatchMode):  # type: ignore[misc]
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                out = func(*args, **(kwargs or {}))
-                name = func._schema.name.removeprefix("aten::")
-                found = operations(name, args, out)
-                counter.total += found
-                counter.convolutions += found if "convolution" in name else 0.0
-                return out
-
-        with Mode():
-            yield
-
-
-def operations(name: str, args: Sequence[Any], out: Any) -> float:
-    """The multiplications and additions of one call: of products, convolutions and attention; 0 for all else."""
-    if name in ("mm", "bmm"):
-        return 2.0 * _size(args[0].shape) * int(args[1].shape[-1])
-    if name in ("addmm", "baddbmm"):
-        return 2.0 * _size(args[1].shape) * int(args[2].shape[-1])
-    if name in ("convolution", "mkldnn_convolution", "_convolution"):
-        x, weight = args[0], args[1]
-        transposed = len(args) > 6 and args[6] is True
-        if transposed:
-            return 2.0 * _size(x.shape) * _size(weight.shape[1:])
-        return 2.0 * _size(out.shape) * _size(weight.shape[1:])
-    if name.startswith("_scaled_dot_product"):
-        query, key = args[0], args[1]
-        return 4.0 * _size(query.shape) * int(key.shape[-2])
-    return 0.0
-
-
-def _size(shape: Sequence[int]) -> int:
-    return math.prod(int(dim) for dim in shape)
-
-
-def settle_threads(eager: Eager, first: Mapping[str, NDArray[Any]], many: int) -> str | None:
-    """Choose how many threads the module runs on, by running it again on its example inputs.
-
-    ``first`` is what one thread gave. Several are used only where they give the same, bit for bit; what they give at
-    other sizes may differ from what one thread gives, and is repeatable since their number is fixed. Gives the name of
-    an output that differs between two runs on one thread, if there is one.
+    ``first`` is what one thread gave for it. Several are used only where they give the same, bit for bit; what they
+    give at other sizes may differ from what one thread gives, and is repeatable since their number is fixed. Gives the
+    name of an output that differs between two runs on one thread, if there is one.
     """
     known, differing = [first], None
     for threads in (many, 1, 1) if many > 1 else (1, 1):
         eager.threads = threads
-        found = eager.run(eager.feed())
+        found = eager.run(feed)
         apart = [_differing(other, found) for other in known]
         if None in apart:
             return None

@@ -48,16 +48,20 @@ _STATIC = re.compile(r"inferred a static shape of (\d+) for dimension inputs\['t
 class Job:
     """What to export: the module as a flat function, the tensors to trace with, and the shapes that it must take.
 
-    ``outputs`` holds for every output what its dimensions are, as running the module at several sizes showed: a size,
-    the name of an input's dimension, or None where neither fits.
+    ``observed`` gives for every output what its dimensions are, as running the module at several sizes showed: a size,
+    the name of an input's dimension, or None where neither fits. It may have to wait for that.
     """
 
     eager: Eager
     tensors: Sequence[torch.Tensor]
     envelope: Envelope
-    outputs: Mapping[str, Sequence[int | str | None]]
+    observed: Callable[[], Mapping[str, Sequence[int | str | None]]]
     opset: int | None
     scratch: Path
+
+    @property
+    def outputs(self) -> Mapping[str, Sequence[int | str | None]]:
+        return self.observed()
 
 
 Rung = tuple[str, Callable[[Job], "onnx_ir.Model"]]
@@ -156,7 +160,7 @@ def _dynamo(job: Job, shapes: Any, *, strict: bool, aid: Aid | None = None) -> o
             (),
             # Names of its own: torch.onnx does not look whether a value inside has the name of an output.
             input_names=[f"{OUTSIDE}input_{number}" for number in range(len(job.envelope.specs))],
-            output_names=[f"{OUTSIDE}output_{number}" for number in range(len(job.outputs))],
+            output_names=[f"{OUTSIDE}output_{number}" for number in range(len(job.eager.output_names))],
             opset_version=job.opset or OPSET,
             custom_translation_table=dict(aid.translations) if aid is not None else None,
             dynamo=True,

@@ -9,8 +9,9 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from modelops.errors import ModelOpsError, ResourceExhausted, StageFailed, Usage
 from modelops.graphs import reference
 from modelops.graphs.reference import Case
 from modelops.sources import Loaded
+from modelops.stages._aside import Aside, aside
 from modelops.stages._cases import Cases, observe
 from modelops.stages._causes import Cause, classify
 from modelops.stages._exporters import Job, NothingSuggested, Rung, ladder
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 # In float64 weights take twice their size, on top of what they take already.
 _MOST_IN_FLOAT64 = 1 << 30
+_MOST_TWICE = 1 << 30
 
 
 @dataclass
@@ -47,12 +50,44 @@ class _Work:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
+        """Count the seconds that the block takes, those of timed blocks inside of it left out."""
         progress(what)
-        started = time.monotonic()
+        started, before = time.monotonic(), sum(self.seconds.values())
         try:
             yield
         finally:
-            self.seconds[what] = round(self.seconds.get(what, 0.0) + time.monotonic() - started, 3)
+            inside = sum(self.seconds.values()) - before
+            self.seconds[what] = round(self.seconds.get(what, 0.0) + time.monotonic() - started - inside, 3)
+
+
+class _Undefined(Exception):
+    """The source gives nothing that could be compared with."""
+
+    def __init__(self, cases: Cases) -> None:
+        super().__init__(cases)
+        self.cases = cases
+
+
+class _Observed:
+    """What the source gives at every shape: run when it is first asked for, unless a copy of the process did that."""
+
+    def __init__(self, observing: Callable[[], Cases], copy: Aside[Cases] | None, patience: float, work: _Work) -> None:
+        self._observing, self._copy, self._patience, self._work = observing, copy, patience, work
+        self._cases: Cases | None = None
+
+    def __call__(self) -> Cases:
+        if self._cases is None:
+            with self._work.timed("running the source"):
+                found = self._copy.result(self._patience) if self._copy is not None else None
+                self._copy = None
+                # Where the copy failed this fails alike, and says why.
+                self._cases = found or self._observing()
+        if self._cases.problem is not None:
+            raise _Undefined(self._cases)
+        return self._cases
+
+    def dims(self) -> Mapping[str, Sequence[int | str | None]]:
+        return self().layout.dims
 
 
 @dataclass(frozen=True)
@@ -77,7 +112,9 @@ def convert(loaded: Loaded, stage: Convert, draft: Draft, *, opening: float = 0.
     import torch
 
     with torch.no_grad():
-        return _convert(loaded, stage, draft, _Work({"opening": round(opening, 3)}, list(loaded.notes)))
+        running = loaded.first.seconds if loaded.first is not None else 0.0
+        seconds = {"opening": round(opening - running, 3), "running the source": round(running, 3)}
+        return _convert(loaded, stage, draft, _Work(seconds, list(loaded.notes)))
 
 
 def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Report:
@@ -86,13 +123,21 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Repor
         prepared = prepare(loaded, stage, given)
     if prepared.samples is not None:
         work.notes += prepared.samples.notes
-    with work.timed("running the source"):
-        cases = observe(prepared, rows=stage.rows, seed=stage.seed)
-    work.notes += cases.notes
-    if cases.problem is not None:
-        return Report(checks=(cases.problem,), notes=tuple(work.notes), details=_details(loaded, given, cases, work))
     rungs = ladder(stage.exporter, loaded.exporters)
-    made = _climb(prepared, cases, rungs, stage, draft.file("model.onnx"), work)
+    observing = partial(observe, prepared, rows=stage.rows, seed=stage.seed)
+    try:
+        with _settled_objects(), aside(observing, wanted=_worth_a_copy(prepared, stage)) as copy:
+            patience = 30.0 + 10.0 * prepared.effort.seconds * prepared.effort.rows(stage.rows)
+            observed = _Observed(observing, copy, patience, work)
+            if copy is None:
+                observed()
+            made = _climb(prepared, observed, rungs, stage, draft.file("model.onnx"), work)
+    except _Undefined as error:
+        check, work.notes = error.cases.problem, [*work.notes, *error.cases.notes]
+        details = _details(loaded, given, error.cases, work)
+        return Report(checks=(check,) if check is not None else (), notes=tuple(work.notes), details=details)
+    cases = observed()
+    work.notes += cases.notes
     if made.failed is None:
         with work.timed("float64"):
             made = _with_float64(made, prepared, work)
@@ -111,12 +156,23 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Repor
     return Report(_metrics(made), tuple(made.checks), tuple(work.notes), details)
 
 
-def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Convert, target: Path, work: _Work) -> _Made:
+def _worth_a_copy(prepared: Prepared, stage: Convert) -> bool:
+    """Whether the source runs so long that a copy of the process shall do it during the export.
+
+    Not where the weights are so large that a second process that holds them is too much.
+    """
+    effort, rows = prepared.effort, prepared.effort.rows(stage.rows)
+    return effort.high and effort.threads(rows) == 1 and prepared.eager.weight_bytes <= _MOST_TWICE
+
+
+def _climb(
+    prepared: Prepared, observed: _Observed, rungs: Sequence[Rung], stage: Convert, target: Path, work: _Work
+) -> _Made:
     """The first rung whose result holds; else what the very first made, if it made anything; StageFailed otherwise."""
     first: _Made | None = None
-    with tempfile.TemporaryDirectory(prefix="modelops-") as scratch, _settled_objects():
-        dims, place = cases.layout.dims, Path(scratch)
-        job = Job(prepared.eager, prepared.eager.tensors, prepared.envelope, dims, stage.opset, place)
+    with tempfile.TemporaryDirectory(prefix="modelops-") as scratch:
+        eager, place = prepared.eager, Path(scratch)
+        job = Job(eager, eager.tensors, prepared.envelope, observed.dims, stage.opset, place)
         for rung, export in rungs:
             try:
                 with work.timed("export"):
@@ -125,6 +181,7 @@ def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Conve
                     written = _written(model, target)
                     del model
                     _release()
+                cases = observed()
                 with work.timed("onnxruntime"):
                     trial = try_out(target, cases.cases, cases.layout, stage.gates, few=cases.few)
                     _trim()
@@ -136,6 +193,7 @@ def _climb(prepared: Prepared, cases: Cases, rungs: Sequence[Rung], stage: Conve
                 raise
             except Exception as error:
                 log.debug("%s failed", rung, exc_info=True)
+                observed()  # what the source itself refuses says more than an exporter
                 work.failed.append((rung, classify(error)))
                 _release()
                 continue
@@ -206,6 +264,8 @@ def _with_float64(made: _Made, prepared: Prepared, work: _Work) -> _Made:
 def _judged_in_float64(made: _Made, prepared: Prepared) -> _Made | None:
     if not prepared.eager.to_double():
         return None
+    effort = prepared.effort
+    prepared.eager.threads = effort.threads(effort.rows(None), double=True)
     cases: list[Case] = []
     for case in made.trial.cases:
         try:

@@ -11,9 +11,10 @@ from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import StageFailed, UsageError, unknown_name
 from modelops.graphs.seeded import random_feed
 from modelops.sources import Loaded
+from modelops.sources._first_run import FirstRun, first_run
 from modelops.sources._user_code import summary, told
 from modelops.stages._eager import Eager, parameters
-from modelops.stages._effort import Counter, Effort, settle_threads
+from modelops.stages._effort import Effort, settle_threads
 from modelops.stages._given import Given, Samples
 from modelops.stages._shapes import Envelope, by_batch, declared, from_specs, parse_bounds, parse_input
 
@@ -34,13 +35,15 @@ class Prepared:
     """A module that has run on its example inputs, and the shapes that its conversion must take.
 
     ``examples`` are the inputs that the user gave, to draw others like them; empty where they were made up.
-    ``samples`` are those of ``--data``, to be run as they are.
+    ``outputs`` are what came out of the first run, on the inputs ``probed``. ``samples`` are those of ``--data``, to be
+    run as they are.
     """
 
     eager: Eager
     envelope: Envelope
     examples: Mapping[str, NDArray[Any]]
     ranges: Mapping[str, int]
+    probed: Mapping[str, NDArray[Any]]
     outputs: Mapping[str, NDArray[Any]]
     effort: Effort = field(default_factory=Effort)
     samples: Samples | None = None
@@ -72,23 +75,16 @@ def prepare(loaded: Loaded, stage: Convert, given: Given | None = None) -> Prepa
             eager.tensors = _tensors(eager, next(samples.feeds(2)))
     hint = "write a function that gives inputs of your own, and convert file.py:function" if loaded.drawn else ""
     with told(None, "running the module on its example inputs", hint=hint):
-        outputs, effort = _probe(eager)
-        _refuse_random(eager, outputs, effort.threads(effort.rows(stage.rows)))
+        probed = eager.feed()
+        first = loaded.first or first_run(lambda: eager.call(probed))
+        outputs = eager.named(first.outputs)
+    effort = _effort(first, probed)
     envelope = _settled(eager, specs, bounds, loaded, redraw=loaded.drawn and bool(asked or stage.static))
-    return Prepared(eager, envelope, examples, loaded.ranges, outputs, effort, samples)
+    return Prepared(eager, envelope, examples, loaded.ranges, probed, outputs, effort, samples)
 
 
-def _probe(eager: Eager) -> tuple[dict[str, NDArray[Any]], Effort]:
-    """What the module makes of its example inputs, and what that is in work."""
-    feed, counter = eager.feed(), Counter()
-    try:
-        with counter.counting():
-            outputs = eager.probe(feed)
-    except Exception as error:
-        log.debug("running it without counting: %s", error)
-        return eager.probe(feed), Effort()
-    rows = next((len(array) for array in feed.values() if array.ndim), 1)
-    return outputs, counter.effort(rows)
+def _effort(first: FirstRun, feed: Mapping[str, NDArray[Any]]) -> Effort:
+    return Effort.of(first, next((len(array) for array in feed.values() if array.ndim), 1))
 
 
 def _computes_in_float64(module: Any) -> bool:
@@ -247,9 +243,14 @@ def refuse_fixed(eager: Eager, envelope: Envelope) -> None:
             ) from why
 
 
-def _refuse_random(eager: Eager, first: Mapping[str, NDArray[Any]], threads: int) -> None:
-    """StageFailed where two runs on one input differ: there is then nothing to hold a conversion against."""
-    differing = settle_threads(eager, first, threads)
+def refuse_random(prepared: Prepared, rows: int) -> None:
+    """StageFailed where two runs on one input differ: there is then nothing to hold a conversion against.
+
+    Settles on how many threads the module runs for that many rows.
+    """
+    with told(None, "running the module on its example inputs again"):
+        threads = prepared.effort.threads(rows)
+        differing = settle_threads(prepared.eager, prepared.probed, prepared.outputs, threads)
     if differing is not None:
         raise StageFailed(
             f"output {differing!r} differs between two runs on the same input",

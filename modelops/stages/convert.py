@@ -98,8 +98,8 @@ class Convert(Stage):
         from modelops.stages._eager import deterministic
         from modelops.stages._from_torch import convert as from_torch
 
+        started = time.monotonic()
         with deterministic(self.seed):
-            started = time.monotonic()
             loaded = form.open(source, request)
             return from_torch(loaded, self, draft, opening=time.monotonic() - started)
 

@@ -97,7 +97,7 @@ def watch(arguments: list[str], folder: Path, *, longest: float = 2 * SECONDS) -
         )
         try:
             while process.poll() is None and time.monotonic() - started < longest:
-                peak = max(peak, sum(worker._resident_bytes(pid) for pid in worker.tree(process.pid)))
+                peak = max(peak, sum(worker.resident_bytes(pid) for pid in worker.tree(process.pid)))
                 time.sleep(0.05)
             seconds, code = time.monotonic() - started, process.poll()
         finally:

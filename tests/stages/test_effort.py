@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from modelops.core import machine
+from modelops.sources._first_run import first_run
 from modelops.stages._eager import Eager
-from modelops.stages._effort import Counter, Effort, settle_threads
+from modelops.stages._effort import Effort, settle_threads
 
 
 class Attention(nn.Module):
@@ -30,25 +31,41 @@ class Attention(nn.Module):
     ids=["linear", "matrix", "convolution", "transposed", "attention", "none"],
 )
 def test_operations_are_counted(module, shape, operations):
-    counter = Counter()
-    with torch.no_grad(), counter.counting():
-        module(torch.randn(shape))
-    assert counter.total == operations
-    assert counter.effort(2).convolutions == ("Conv" in type(module).__name__)
+    with torch.no_grad():
+        run = first_run(lambda: module(torch.randn(shape)))
+    assert run.operations == operations
+    effort = Effort.of(run, 2)
+    assert effort.convolutions == ("Conv" in type(module).__name__)
+    assert (effort.operations, effort.seconds) == (operations / 2, run.seconds / 2)
+
+
+def test_a_module_that_does_not_run_while_it_is_counted_runs_without():
+    calls = []
+
+    def call():
+        calls.append(torch.utils._python_dispatch._get_current_dispatch_mode())
+        if calls[-1] is not None:
+            raise NotImplementedError("not under a mode")
+        return 5
+
+    run = first_run(call)
+    assert (run.outputs, run.operations, len(calls)) == (5, 0.0, 2)
 
 
 def test_an_expensive_model_is_checked_on_fewer_rows_and_more_threads():
     cheap, large, huge = Effort(4e9), Effort(7e9), Effort(500e9)
     assert [effort.rows(None) for effort in (Effort(), cheap, large, huge)] == [32, 32, 20, 16]
     assert huge.rows(32) == 32 and cheap.rows(5) == 5
-    assert [effort.threads(32) for effort in (Effort(), Effort(1e9), cheap, Effort(8e9, 0.9))] == [1, 1, 2, 1]
+    assert [effort.high for effort in (Effort(), cheap, large, huge)] == [False, False, True, True]
+    assert [effort.threads(32) for effort in (Effort(), cheap, huge, Effort(500e9, 0.9))] == [1, 1, 2, 1]
+    assert [effort.threads(32, double=True) for effort in (Effort(1e9), cheap, Effort(8e9, 0.9))] == [1, 2, 1]
 
 
 def test_threads_do_not_depend_on_how_many_cpus_there_are(monkeypatch):
     monkeypatch.setattr(machine, "usable_cpus", lambda: 1)
-    one = Effort(7e9).threads(32)
+    one = Effort(500e9).threads(32)
     monkeypatch.setattr(machine, "usable_cpus", lambda: 64)
-    assert Effort(7e9).threads(32) == one
+    assert Effort(500e9).threads(32) == one
 
 
 class Recorded(nn.Module):
@@ -77,6 +94,7 @@ def test_threads_are_used_where_they_give_the_same(results, asked, kept, differi
     module = Recorded(results)
     eager = Eager(module, (torch.zeros(2),), {})
     torch.set_num_threads(1)
-    first = eager.probe({"x": np.zeros(2, np.float32)})
-    assert settle_threads(eager, first, 4) == differing
+    feed = {"x": np.zeros(2, np.float32)}
+    first = eager.probe(feed)
+    assert settle_threads(eager, feed, first, 4) == differing
     assert (module.threads, eager.threads) == (asked, kept)
