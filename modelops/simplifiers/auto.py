@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class Auto(Simplifier):
                 one.place.parent.mkdir()
                 _attempt(one, source, workbench)
                 done += 1
-                progress("trying engines", done, len(attempts))
+                progress("trying engines", done, len(wanted))
 
             return run
 
@@ -122,9 +123,16 @@ class Auto(Simplifier):
             with contextlib.suppress(ModelOpsError, WorkerBug):
                 cost = workbench.cost(source)
 
-        size = _size(source)
-        works, needs = [work(one) for one in attempts], [int(one.need * size) for one in attempts]
-        workbench.side_by_side([*works, weigh], [*needs, 2 * size])
+        size, guards = _size(source), _guards(source)
+        for one in attempts:
+            if one.chain[0].name == "guards" and not guards:
+                one.drop("not better", "guards changed nothing")
+        wanted = [one for one in attempts if "outcome" not in one.found]
+        works, needs = [work(one) for one in wanted], [int(one.need * size) for one in wanted]
+        workbench.side_by_side([weigh, *works], [2 * size, *needs])
+        for one in wanted:
+            if one.rank is not None and math.isnan(one.rank[0]):  # the same operators: nothing else is left to do
+                one.rank = (cost, *one.rank[1:])
         return _rank(source, cost)
 
     def _best_fused(
@@ -211,12 +219,9 @@ def _attempt(one: _Attempt, source: Path, workbench: Arena) -> None:
             one.drop("not better", "it changed nothing")
             return
         found = summary(one.place)
-        one.rank = _rank(one.place, workbench.cost(one.place))
-        one.found |= {
-            "nodes": int(found["nodes"]),
-            "bytes": one.rank[2],
-            "operators": changes(before, found["operators"]),
-        }
+        changed = changes(before, found["operators"])
+        one.rank = _rank(one.place, workbench.cost(one.place) if changed else math.nan)
+        one.found |= {"nodes": int(found["nodes"]), "bytes": one.rank[2], "operators": changed}
     except ModelOpsError as error:
         one.drop(error.code, error.message)
     except WorkerBug as error:
@@ -241,6 +246,13 @@ def _holds(one: _Attempt, workbench: Arena) -> bool:
         return False
     one.found["outcome"] = "valid"
     return True
+
+
+def _guards(source: Path) -> int:
+    """How many operators there are that a guard could be made of."""
+    from modelops.graphs.describe import summary
+
+    return int(summary(source)["operators"].get("IsNaN", 0))
 
 
 def _fusions(one: _Attempt) -> int:
