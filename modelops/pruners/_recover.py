@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 # Weights between two times that the values in flight go to disk.
 _STRETCH = 4
-_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_USUAL_PENALTY = 1e-1
 
 
 @dataclass
@@ -212,7 +213,7 @@ class Equations:
 
     def solve(self, *, with_bias: bool) -> NDArray[np.float64]:
         """(change below, shift in the last row): fitted on all, with the penalty that serves the samples that check."""
-        penalty = _PENALTIES[-2]
+        penalty = _USUAL_PENALTY
         if all(self._rows) and self._unknowns:
             penalty = min(_PENALTIES, key=lambda each: self._error(self._fit((0,), each, with_bias), 1))
         return self._fit((0, 1), penalty, with_bias)
