@@ -322,7 +322,7 @@ def show(name: str) -> None:
     settings = [f"batch {batch}, {threads} threads" for batch, threads in subject.settings]
     runs = [known(name, "timed", setting) for setting in settings]
     columns = ["float", *subject.columns]
-    columns += [column for run in runs if run for column in run["rows"] if column not in columns]
+    columns = list(dict.fromkeys([*columns, *(column for run in runs if run for column in run["rows"])]))
     print(f"\n{name}\n\n| | MiB | made in, peak | accuracy | " + " | ".join(settings) + " |")
     print("|---|---|---|---|" + "---|" * len(settings))
     if ratios := [run["ceiling"] for run in runs if run]:
