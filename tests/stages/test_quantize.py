@@ -199,7 +199,7 @@ def test_noise_is_a_warning_and_no_failure(run: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(quantize, "timed", pace("inconclusive", 0.9))
     report, _ = run(Quantize(method=Dynamic()))
     assert report.exit_code == 0 and check(report, "speed").verdict == "not-evaluated"
-    assert any("too noisy to tell" in note for note in report.notes)
+    assert any("did not settle" in note for note in report.notes)
 
     def no_cpus(*_: Any) -> Pace:
         raise Inconclusive("CPUs went away")
