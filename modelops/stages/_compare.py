@@ -139,7 +139,7 @@ def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench 
 
 
 def _all_cpus() -> Backend:
-    """onnxruntime on every CPU: on graphs of floats it gives the same with one thread and with several."""
+    """onnxruntime on every CPU: what another order of sums changes stays far below the gates."""
     from modelops.backends import REGISTRY
 
     return REGISTRY.load("onnxruntime-cpu").parse({"spinning": False})

@@ -52,7 +52,10 @@ def convert(source: str, target: str, opset: int) -> dict[str, Any]:
 
 
 def _without_large_weights(source: Path) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """The model with its large weights as further inputs, and these weights by name, which stay on disk."""
+    """The model with its large weights as further inputs, and these weights by name, which stay on disk.
+
+    Small ones are read into the message: a reference to a file means nothing to who gets the message alone.
+    """
     import onnx_ir as ir
 
     from modelops.graphs import files
@@ -67,6 +70,8 @@ def _without_large_weights(source: Path) -> tuple[onnx.ModelProto, dict[str, ir.
             del graph.initializers[name]
             value.type, value.shape, value.const_value = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape), None
             graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=name)
     return ir.to_proto(model), aside
 
 

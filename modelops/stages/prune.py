@@ -94,7 +94,10 @@ class Prune(Stage):
                 if self.speed_budget:
                     job.time()
             if cuts:
-                job.draw(cuts, draft)
+                try:
+                    job.draw(cuts, draft)
+                except (StageFailed, Inconclusive) as error:  # what was judged of the model before stays said
+                    job.checks.append(Check("curve", "inconclusive", f"no curve was drawn: {error.message}"))
         return job.report(summary(source.model), summary(target)) if made else job.report({}, {})
 
     def inputs(self, source: str) -> Mapping[str, Path]:
@@ -201,7 +204,7 @@ class _Job:
         if asked.get("timed"):
             self.checks = [each for each in self.checks if each.name != "removed"]
             self.checks.append(
-                _gain.not_timed(float(asked["removed"]))
+                _gain.not_timed(float(asked["removed"]), best_effort=self.stage.best_effort)
                 if found is None
                 else found.removed("pruned", float(asked["removed"]), best_effort=self.stage.best_effort)
             )

@@ -162,8 +162,9 @@ class Validate(Stage):
             return None
         for one, values in zip(scaled, measurements["scales"], strict=True):
             names = [_scales.unscaled(check, values["factor"]) for check in failed]
-            if failed and all(names):  # nothing is wrong at any other scale
-                findings, checks = one, [replace(c, name=n) for c, n in zip(failed, names, strict=True)]
+            if any(names) and all(check.name.startswith("scale_") for check in failed):  # nothing is wrong at ×1
+                findings, checks = one, [replace(c, name=n) for c, n in zip(failed, names, strict=True) if n]
+                break
         return blame(source, reference, findings, checks, measurements["judged_by"]["transition"], scratch, draft)
 
     def _replayed(self, source: Artifact, draft: Draft) -> Report:

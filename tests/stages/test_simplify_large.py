@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelops.graphs import runs
+from modelops.graphs import files, runs
 from modelops.graphs.describe import summary
 from modelops.pipeline import Surroundings, run_stage
 from modelops.stages import _opset
@@ -47,17 +47,27 @@ def test_a_model_above_2_gb_goes_through_the_engines_that_fit(tmp_path: Path, sc
 
 def test_large_weights_stay_out_of_the_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(0).normal(size=(8, 200)).astype(np.float32)
+    bias = np.arange(200, dtype=np.float32)
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("ReduceSum", ["h"], ["y"], axes=[1])],
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("Add", ["m", "b"], ["h"]),
+            helper.make_node("ReduceSum", ["h"], ["y"], axes=[1]),
+        ],
         "old",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
-        [numpy_helper.from_array(weight, "w")],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
-    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7), old)
+    plain, old, new = tmp_path / "plain.onnx", tmp_path / "old.onnx", tmp_path / "new.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7), plain)
+    files.save(files.load(plain), old, external_above=1)
+    assert (tmp_path / "old.onnx.data").is_file()
     monkeypatch.setattr(_opset, "_LARGE", 0)
     monkeypatch.setattr(_opset, "_ASIDE", 1000)
+    proto, aside = _opset._without_large_weights(old)
+    assert list(aside) == ["w"] and [tensor.name for tensor in proto.graph.initializer] == ["b"]
+    assert not proto.graph.initializer[0].external_data
     assert _opset.convert(str(old), str(new), 17)["before"] == 11
     made = onnx.load(new)
     assert [value.name for value in made.graph.input] == ["x"] and made.opset_import[0].version == 17

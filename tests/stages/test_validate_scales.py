@@ -13,6 +13,8 @@ from modelops.core.artifact import Artifact, drafting
 from modelops.core.report import Report
 from modelops.errors import Inconclusive
 from modelops.graphs.wrap import wrap
+from modelops.measures.comparison import Comparison
+from modelops.stages import _scales
 from modelops.stages._compare import structural_checks
 from modelops.stages.validate import Validate
 
@@ -89,3 +91,20 @@ def test_a_source_that_cannot_run_made_up_inputs_is_inconclusive(tmp_path: Path)
     source = wrap(bare, tmp_path / "picky")
     with pytest.raises(Inconclusive, match="can't run the inputs that were made up"):
         structural_checks(source, source.model)
+
+
+def test_masks_and_whole_numbers_keep_their_values_at_every_scale() -> None:
+    rows = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert _scales._scalable("x", rows)
+    assert not _scales._scalable("attention_mask", rows)
+    assert not _scales._scalable("kinds", np.rint(rows))
+
+
+def test_a_bound_on_absolute_errors_is_held_at_the_scale_that_it_was_asked_for(tmp_path: Path) -> None:
+    figures = {"wanted": np.linspace(-3, 3, 4096), "found": np.linspace(-3, 3, 4096) * (1 + 1e-6)}
+    comparison = Comparison()
+    comparison.add(*({"y": array.reshape(64, 64).astype(np.float32)} for array in figures.values()))
+    outputs = {name: difference.to_dict() for name, difference in comparison.differences().items()}
+    one = {"factor": 3.0, "rows": 64, "outputs": outputs, "failures": []}
+    assert [check.verdict for check in _scales.checks([one], ("y.max_abs<=1e-9",))] == ["pass"]
+    assert [check.verdict for check in _scales.checks([one], ("y.max_scaled<=1e-9",))] == ["fail"]

@@ -119,7 +119,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             units = {"metrics": found["units"]}.get(name, {})
             for key, (before, after) in found[name].items():
                 unit = units.get(key, "bytes" if name == "weight_bytes" else "")
-                yield f"  {plain(str(key))}: {_text(before, unit)} → {_text(after, unit)}"
+                texts = _text(before, unit), _text(after, unit)
+                if texts[0] == texts[1]:  # rounded alike: the digits tell what changed
+                    texts = _text(before, ""), _text(after, "")
+                yield f"  {plain(str(key))}: {texts[0]} → {texts[1]}"
 
 
 def _text(value: Any, unit: str) -> str:
