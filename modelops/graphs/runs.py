@@ -26,6 +26,8 @@ _LEVELS: Final = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+#: Threads of sessions whose results are stored: fixed, since on another number of them sums come out in another order.
+THREADS: Final = 2
 #: A variable by which a model could set the options of the session that loads it.
 _CONFIG_FROM_MODEL: Final = "ORT_LOAD_CONFIG_FROM_MODEL"
 #: Types of ml_dtypes that onnxruntime runs, but neither takes nor gives as numpy arrays.
@@ -77,7 +79,7 @@ def session(
 ) -> Session:
     """Open a model on the CPU.
 
-    ``threads`` run inside an operator (0: as many as the process may use), operators run one after another.
+    ``threads`` run inside an operator, operators run one after another.
     ``trusted`` leaves out the check of a file that was rewritten or checked just now; ``config`` are session
     configuration entries; ``optimized`` is where onnxruntime saves the graph that it made of the model; ``profile`` is
     how the name of the file begins that ``handle.end_profiling()`` writes; ``frugal`` sessions run nodes in the order
@@ -91,7 +93,7 @@ def session(
         safety.check(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimization])
     options.add_session_config_entry("session.force_spinning_stop", "1")

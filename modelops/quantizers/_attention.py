@@ -32,6 +32,19 @@ _LEAST = -1e38
 _FREE = frozenset({"num_heads", "scale"})
 
 
+def rewritten(model: ir.Model, *, fuse: bool, approximate: bool) -> list[str]:
+    """Attention and Gelu made cheaper in place, where that is asked for; what was done, in words."""
+    notes = []
+    before = model.graph.opset_imports.get("") or 0
+    if fuse and (count := standard(model)):
+        after = model.graph.opset_imports.get("") or 0
+        raised = f"; opset {before} → {after}: it needs onnxruntime 1.23 or newer" if after != before else ""
+        notes.append(f"{count} attentions are the standard's own operator{raised}")
+    if approximate and (count := approximated(model)):
+        notes.append(f"{count} Gelu are computed by tanh; --no-approximate leaves them exact")
+    return notes
+
+
 def standard(model: ir.Model) -> int:
     """Turn every MultiHeadAttention that is plain into the standard's Attention, in place; how many there were.
 

@@ -100,7 +100,7 @@ def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch:
             outputs.append(onnx.helper.make_tensor_value_info(output, kind, []))
     place = _with_outputs(model, nodes, outputs, scratch / "extents.onnx")
     count = 0
-    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=runs.THREADS) as session:
         for feed in tracked("calibrating", feeds()):
             _refuse_nonfinite(feed)
             values = list(runs.run(session, feed).values())
@@ -191,7 +191,7 @@ def streamed(
     nodes = [node for name, alias in aliases.items() for node in _given_out(name, alias, (steps or {}).get(name, 1))]
     outputs = [onnx.helper.make_tensor_value_info(alias, onnx.TensorProto.FLOAT, None) for alias in aliases.values()]
     place = _with_outputs(model, nodes, outputs, scratch / "values.onnx")
-    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=runs.THREADS) as session:
         for feed in tracked(what, feeds()):
             values = runs.run(session, feed)
             yield {name: values.pop(alias) for name, alias in aliases.items()}

@@ -15,7 +15,6 @@ The graph that comes out is a float graph: what was migrated in it computes the 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelops.core import machine
 from modelops.quantizers import _biases
 from modelops.quantizers._captures import Batch, Capture
 from modelops.quantizers._folding import Place, fold, multiply, place_of, replace_input, take_out
@@ -271,11 +271,15 @@ def improved(source: Path, names: Sequence[str], scheme: Scheme, improve: Improv
     return Improved(target, table, ranges)
 
 
+# Each holds the weights of its site a few times.
+_MOST_WORKERS = 8
+
+
 def _side_by_side(
     sites: Mapping[str, Site], captures: Iterable[tuple[str, Capture]], scheme: Scheme, improve: Improve
 ) -> Iterator[tuple[str, Found]]:
     """What is best at every site; as many are searched at a time as there are CPUs."""
-    workers = len(os.sched_getaffinity(0))
+    workers = min(machine.usable_cpus(), _MOST_WORKERS)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[str, Future[Found]]] = deque()
         for name, capture in captures:

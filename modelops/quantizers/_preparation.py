@@ -68,10 +68,14 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    if beside := weights > _EXTERNAL_ABOVE:
+        own = onnx.ModelProto()
+        own.CopyFrom(model)
+        model = own  # onnx leaves mere references in what it writes so, and the caller goes on with his weights
     onnx.save_model(
         model,
         str(path),
-        save_as_external_data=weights > _EXTERNAL_ABOVE,
+        save_as_external_data=beside,
         location=f"{path.name}.data",
         size_threshold=1024,
     )

@@ -105,7 +105,7 @@ def _ordinary(memory: Memory, name: str, limit: float) -> tuple[float, float]:
     place = memory.scratch / "ordinary.onnx"
     save(grown, place)
     low = high = 0.0
-    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=runs.THREADS) as session:
         for feed in memory.feeds():
             values = [float(value) for value in runs.run(session, feed).values()]
             low, high = min(low, values[0]), max(high, values[1])
@@ -145,8 +145,8 @@ def _same(memory: Memory, fresh: onnx.ModelProto) -> bool:
     save(fresh, other)
     try:
         with (
-            runs.session(plain, trusted=True, threads=0) as before,
-            runs.session(other, trusted=True, threads=0) as after,
+            runs.session(plain, trusted=True, threads=runs.THREADS) as before,
+            runs.session(other, trusted=True, threads=runs.THREADS) as after,
         ):
             for feed in memory.feeds():
                 wanted, found = runs.run(before, feed), runs.run(after, feed)

@@ -83,7 +83,7 @@ def correct(
     place = memory.scratch / "twins.onnx"
     save(_beside(model, nodes, ranges, scheme), place)
     seen = [_Seen() for _ in nodes]
-    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=0) as session:
+    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=runs.THREADS) as session:
         for count, feed in enumerate(tracked("measuring biases", _some(model, memory.feeds))):
             values = list(runs.run(session, feed).values())
             for number, one in enumerate(seen):

@@ -5,6 +5,7 @@ Convolutions stay float: their dynamic kernel runs at a fifth of the speed of th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from modelops.core.workbench import Done, Workbench
@@ -48,7 +49,7 @@ class Dynamic(Integer):
         import onnx
 
         from modelops.graphs import files
-        from modelops.quantizers._attention import approximated, standard
+        from modelops.quantizers._attention import rewritten
         from modelops.quantizers._improvements import Improve, Improved, improved
         from modelops.quantizers._memory import Memory
         from modelops.quantizers._tables import quantize_tables
@@ -85,8 +86,6 @@ class Dynamic(Integer):
         for product in work.products:
             writer.replace(product)
         tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
-        if self.fuse:
-            standard(work.model)
-        if self.approximate:
-            approximated(work.model)
-        return work.written(target, tables, "int8, 7 bits" if reduced else "int8"), grounds
+        cheaper = rewritten(work.model, fuse=self.fuse, approximate=self.approximate)
+        done = work.written(target, tables, "int8, 7 bits" if reduced else "int8")
+        return replace(done, notes=(*done.notes, *cheaper)), grounds

@@ -92,13 +92,18 @@ class Static(Integer):
         written = _qdq.inserted(
             model, final, found, per_channel=self.per_channel, reduced=reduced, target=target_kernels
         )
-        dropped, tables = self._finished(
+        dropped, tables, cheaper = self._finished(
             written, final, left.moving, excluded if "Gather" in ops else None, target, reduced=reduced
         )
         kernels = _qdq.kernels(target)
         weights = "int8, 7 bits" if reduced else "int8"
         done = Done(
-            notes=(*note, *([better.note] if better.note else []), *_notes(final, first, special, kernels["unfused"])),
+            notes=(
+                *note,
+                *([better.note] if better.note else []),
+                *cheaper,
+                *_notes(final, first, special, kernels["unfused"]),
+            ),
             details={
                 "quantized": {**described_nodes(final.nodes), "dynamic": len(left.moving), "tables": len(tables)},
                 "left_float": floats,
@@ -173,11 +178,14 @@ class Static(Integer):
         target: Path,
         *,
         reduced: bool,
-    ) -> tuple[int, list[str]]:
-        """Write the graph after our own passes; (pairs dropped, tables quantized). None leaves all tables float."""
+    ) -> tuple[int, list[str], list[str]]:
+        """Write the graph after our own passes; (pairs dropped, tables quantized, remarks).
+
+        None leaves all tables float.
+        """
         from modelops.graphs import files
         from modelops.quantizers import _qdq
-        from modelops.quantizers._attention import approximated, standard
+        from modelops.quantizers._attention import rewritten
         from modelops.quantizers._moving import Writer
         from modelops.quantizers._sums import apart
         from modelops.quantizers._tables import quantize_tables
@@ -191,12 +199,9 @@ class Static(Integer):
                 writer.replace(product)
             apart(graph)
             tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
-            if self.fuse:
-                standard(graph)
-            if self.approximate:
-                approximated(graph)
+            cheaper = rewritten(graph, fuse=self.fuse, approximate=self.approximate)
             files.save(cleaned(graph), target)
-        return dropped, tables
+        return dropped, tables, cheaper
 
     def _opened(
         self, source: Path, scratch: Path

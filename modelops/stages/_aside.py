@@ -63,7 +63,12 @@ def aside(call: Callable[[], T], *, wanted: bool) -> Iterator[Aside[T] | None]:
     if not (wanted and sys.platform == "linux" and machine.usable_cpus() > 1 and _roomy()):
         yield None
         return
-    made = Aside(call)
+    try:
+        made = Aside(call)
+    except OSError as error:  # no process more, or no memory for one
+        log.debug("no copy of the process could be made: %s", error)
+        yield None
+        return
     try:
         yield made
     finally:

@@ -90,7 +90,8 @@ def _observed(came: Path, original: Path, feeds: _Feeds) -> tuple[list[Case], st
     cases, refused_too = _cases(original, feeds)
     if refused_too is not None:
         return [], refused_too, []
-    return cases, None, [f"the reference is what the rewritten model gives: as the file came, {refused}"]
+    reason = refused.replace(str(came), came.name)
+    return cases, None, [f"the reference is what the rewritten model gives: as the file came, {reason}"]
 
 
 def _cases(model: Path, feeds: _Feeds) -> tuple[list[Case], str | None]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelops.core import worker
 from modelops.core.artifact import Draft
 from modelops.core.progress import progress
 from modelops.core.report import Check, Metric, Report
@@ -74,14 +75,21 @@ class _Observed:
     def __init__(self, observing: Callable[[], Cases], copy: Aside[Cases] | None, patience: float, work: _Work) -> None:
         self._observing, self._copy, self._patience, self._work = observing, copy, patience, work
         self._cases: Cases | None = None
+        self._error: StageFailed | None = None
 
     def __call__(self) -> Cases:
+        if self._error is not None:  # it would fail again, at the price of another run
+            raise self._error
         if self._cases is None:
             with self._work.timed("running the source"):
                 found = self._copy.result(self._patience) if self._copy is not None else None
                 self._copy = None
                 # Where the copy failed this fails alike, and says why.
-                self._cases = found or self._observing()
+                try:
+                    self._cases = found or self._observing()
+                except StageFailed as error:
+                    self._error = error
+                    raise
         if self._cases.problem is not None:
             raise _Undefined(self._cases)
         return self._cases
@@ -127,7 +135,7 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Repor
     observing = partial(observe, prepared, rows=stage.rows, seed=stage.seed)
     try:
         with _settled_objects(), aside(observing, wanted=_worth_a_copy(prepared, stage)) as copy:
-            patience = 30.0 + 10.0 * prepared.effort.seconds * prepared.effort.rows(stage.rows)
+            patience = _patience(prepared.effort.seconds * prepared.effort.rows(stage.rows))
             observed = _Observed(observing, copy, patience, work)
             if copy is None:
                 observed()
@@ -154,6 +162,14 @@ def _convert(loaded: Loaded, stage: Convert, draft: Draft, work: _Work) -> Repor
         "shapes": _tried(made, cases),
     }
     return Report(_metrics(made), tuple(made.checks), tuple(work.notes), details)
+
+
+def _patience(seconds: float) -> float:
+    """How long to wait for a copy whose work takes so long, in seconds: as long as time is left to do it oneself."""
+    granted = worker.granted()
+    wall = granted.wall_seconds if granted is not None else None
+    longest = 30.0 + 10.0 * seconds
+    return longest if wall is None else max(0.0, min(longest, wall / 2 - 2.0 * seconds))
 
 
 def _worth_a_copy(prepared: Prepared, stage: Convert) -> bool:

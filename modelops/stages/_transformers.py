@@ -104,9 +104,11 @@ def _choice_of_experts(part: Any) -> str | None:
 
     None for other modules, and for experts whose weights are gathered, which every exporter reads.
     """
-    if not (hasattr(part, "has_gate") and hasattr(part, "is_transposed")):
+    config = getattr(part, "config", None)
+    ours = type(part).__module__.startswith("transformers.") and hasattr(config, "_experts_implementation_internal")
+    if not (ours and hasattr(part, "has_gate") and hasattr(part, "is_transposed")):
         return None
-    chosen = getattr(getattr(part, "config", None), "_experts_implementation", None)
+    chosen = getattr(config, "_experts_implementation", None)
     return "eager" if chosen in _BY_LOOP else "grouped_mm" if chosen == "grouped_mm" else None
 
 
