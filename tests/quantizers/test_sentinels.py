@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from quantizer_models import Bench, model_of, operators, outputs, sqnr, weights
 
 from modelops.errors import GateFailed
+from modelops.quantizers import _preparation
 from modelops.quantizers.static import Static
 
 
@@ -75,3 +77,21 @@ def test_a_softmax_gets_the_margin_that_it_needs(tmp_path: Path) -> None:
     data = {"x": rng.normal(size=(40, 16)).astype(np.float32), "keep": rng.random((40, 16)) < 0.8}
     _, done = quantized(source, data, tmp_path / "out")
     assert done.details["clipped_tensors"] == ["m"] and done.details["left_float"] == {}
+
+
+def test_weights_outlast_a_trial_that_wrote_them_beside_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    monkeypatch.setattr(_preparation, "_EXTERNAL_ABOVE", 0)
+    _preparation.save(model, tmp_path / "plain.onnx")
+    assert (tmp_path / "plain.onnx.data").is_file()
+    np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[0]), weight)

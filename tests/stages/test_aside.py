@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modelops.core import machine
+from modelops.core import machine, worker
 from modelops.core.artifact import Draft
 from modelops.errors import StageFailed
-from modelops.stages import REGISTRY, _effort, _from_torch
+from modelops.stages import REGISTRY, _aside, _effort, _from_torch
 from modelops.stages._aside import Aside, aside
 
 NETS = Path(__file__).with_name("nets.py")
@@ -98,3 +98,34 @@ def test_what_the_source_refuses_is_told_as_it_is_without_a_copy(convert):
     report, files, _ = convert("only_Logarithm", "nan")
     assert report.exit_code == 1 and "reference.npz" not in files
     assert "the source gives NaN for its own example inputs" in report.worst().message
+
+
+def test_a_machine_that_gives_no_process_more_is_no_failure(monkeypatch, two_cpus):
+    def refuse(call):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(_aside, "Aside", refuse)
+    with aside(os.getpid, wanted=True) as copy:
+        assert copy is None
+
+
+def test_a_copy_is_waited_for_while_time_is_left_to_do_without_it(monkeypatch):
+    monkeypatch.setattr(worker, "granted", lambda: None)
+    assert _from_torch._patience(40.0) == 430.0
+    monkeypatch.setattr(worker, "granted", lambda: worker.Limits(wall_seconds=300.0))
+    assert _from_torch._patience(40.0) == 70.0
+    assert _from_torch._patience(100.0) == 0.0
+
+
+def test_a_source_that_fails_is_run_no_second_time():
+    runs = []
+
+    def observing():
+        runs.append(1)
+        raise StageFailed("it draws at random", hint="seed it")
+
+    observed = _from_torch._Observed(observing, None, 1.0, _from_torch._Work({}, []))
+    for _ in range(2):
+        with pytest.raises(StageFailed, match="at random"):
+            observed()
+    assert len(runs) == 1
