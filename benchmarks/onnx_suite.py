@@ -14,9 +14,9 @@ outputs::
     hung      no end within --limit seconds (simplify has limits of its own)
 
 The tools are imported once, and every worker is forked from there (--cold starts each anew, as the command line does:
-four times slower). Cases come in a seeded random order; each is a line of results/onnx_suite.jsonl, and a run goes on where the last one
-ended. --report prints the table of what is there, with 95 % Wilson intervals, and runs nothing. The exit code is 1
-when simplify has changed an output, crashed or hung.
+four times slower). Cases come in a seeded random order; each is a line of results/onnx_suite.jsonl, and a run goes on
+where the last one ended. --report prints the table of what is there, with 95 % Wilson intervals, and runs nothing. The
+exit code is 1 when simplify has changed an output, crashed or hung.
 """
 
 from __future__ import annotations
