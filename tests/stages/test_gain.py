@@ -57,4 +57,6 @@ def test_two_launches_give_no_interval() -> None:
 
 
 def test_time_that_could_not_be_measured_is_not_passed() -> None:
-    assert not_timed(0.5).verdict == "inconclusive"
+    assert not_timed(0.5, best_effort=False).verdict == "inconclusive"
+    accepted = not_timed(0.5, best_effort=True)
+    assert accepted.verdict == "pass" and "--best-effort" in accepted.message

@@ -289,9 +289,9 @@ def test_curve_is_data_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_curve_without_matplotlib_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelops.stages import _curve
+    from modelops.stages import _pictures
 
-    monkeypatch.setattr(_curve, "find_spec", lambda name: None)
+    monkeypatch.setattr(_pictures, "find_spec", lambda name: None)
     with (
         pytest.raises(EnvironmentMissing, match="matplotlib") as caught,
         pruned(artifact(chain(), tmp_path), curve="0.1..0.7"),
