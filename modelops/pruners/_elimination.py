@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelops.core.blas import one_blas_thread
 from modelops.core.progress import progress
 from modelops.graphs.batches import BatchAxis
 from modelops.pruners._activations import Moments
 from modelops.pruners._allocation import MOST
 from modelops.pruners._flight import Feed, Flight, small
 from modelops.pruners._groups import Anatomy, Group
-from modelops.pruners._numbers import one_blas_thread
 from modelops.pruners._refits import MOST_UNKNOWNS, Refit, Rows, refits, rows_wanted
 from modelops.pruners._segments import Parts
 

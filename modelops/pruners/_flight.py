@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from modelops.core import machine
+from modelops.core.ahead import ahead
 from modelops.graphs.batches import BatchAxis
 from modelops.pruners._segments import Parts, Segment
 
 Feed = dict[str, Any]
 # Samples that run at a time: few, so that the values of wide layers fit into memory.
 _ROWS = 4
-# Batches that run side by side at most: each holds its values in memory.
-_AT_ONCE = 4
 
 
 class Flight:
@@ -58,7 +54,7 @@ class Flight:
         batches = iter(self)
         for first in batches:
             segment = Segment(self._parts, first, wanted)
-            yield from _ahead(segment.run, chain([first], batches))
+            yield from ahead(segment.run, chain([first], batches))
 
     def advance(self, done: Iterable[str], wanted: Sequence[str] = ()) -> Iterator[Feed]:
         """The values of these names, batch after batch, on the way to the place behind the nodes that are done."""
@@ -78,22 +74,6 @@ class Flight:
 
     def close(self) -> None:
         shutil.rmtree(self._folder)
-
-
-def _ahead(run: Callable[[Feed], Feed], batches: Iterable[Feed]) -> Iterator[Feed]:
-    """What ``run`` makes of every batch, in order; the next ones are under way meanwhile, one on each CPU.
-
-    Each runs on one thread by itself, so that results are the same on any number of CPUs.
-    """
-    most = min(machine.usable_cpus(), _AT_ONCE)
-    with ThreadPoolExecutor(most) as pool:
-        pending: deque[Future[Feed]] = deque()
-        for values in batches:
-            pending.append(pool.submit(run, values))
-            if len(pending) > most:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def small(batches: Iterable[Feed], axis: BatchAxis) -> Iterator[Feed]:

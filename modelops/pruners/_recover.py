@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from modelops.core.blas import one_blas_thread
 from modelops.core.progress import progress
 from modelops.graphs.batches import BatchAxis
 from modelops.pruners._flight import Feed, Flight, small
-from modelops.pruners._numbers import one_blas_thread
 from modelops.pruners._refits import MOST_UNKNOWNS, Refit, Rows, refits, rows_wanted
 from modelops.pruners._segments import Parts
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelops.core.ahead import ahead
 from modelops.core.progress import tracked
 from modelops.errors import InputRefused, tool
 from modelops.quantizers._histograms import Histogram, Range, Rule, best
@@ -100,10 +101,13 @@ def extents(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, scratch:
             outputs.append(onnx.helper.make_tensor_value_info(output, kind, []))
     place = _with_outputs(model, nodes, outputs, scratch / "extents.onnx")
     count = 0
-    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=runs.THREADS) as session:
-        for feed in tracked("calibrating", feeds()):
+    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
+
+        def extremes(feed: Mapping[str, Any]) -> list[Any]:
             _refuse_nonfinite(feed)
-            values = list(runs.run(session, feed).values())
+            return list(runs.run(session, feed).values())
+
+        for values in ahead(extremes, tracked("calibrating", feeds()), runs.THREADS):
             for number, extent in enumerate(found.values()):
                 low, high, size = values[3 * number : 3 * number + 3]
                 extent.add(float(low), float(high), int(size))

@@ -15,14 +15,13 @@ The graph that comes out is a float graph: what was migrated in it computes the 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelops.core import machine
+from modelops.core.ahead import ahead
+from modelops.core.blas import one_blas_thread
 from modelops.quantizers import _biases
 from modelops.quantizers._captures import Batch, Capture
 from modelops.quantizers._folding import Place, fold, multiply, place_of, replace_input, take_out
@@ -222,15 +221,19 @@ class _Judge:
         return noise / self._power
 
     def shift(self, factors: NDArray[Any], rounded: NDArray[Any], outliers: NDArray[Any] | None) -> NDArray[Any]:
-        """The mean error of every column on the batches that fit."""
+        """The mean error of every column on the batches that fit: the product of the mean rows is the mean product."""
         import numpy as np
 
-        total, count = np.zeros(self.weights.shape[1]), 0
-        made = self._made(self.capture.fitting, factors, rounded, outliers)
-        for batch, product in zip(self.capture.fitting, made, strict=True):
-            total += (batch.rows @ self.weights - product).sum(axis=0, dtype=np.float64)
-            count += len(product)
-        return np.asarray(total / max(count, 1), dtype=np.float32)
+        found, fitting = static_range(self.capture, factors, self.scheme), self.capture.fitting
+        exact, made = np.zeros(len(self.weights)), np.zeros(len(self.weights))
+        for batch in fitting:
+            exact += batch.rows.sum(axis=0, dtype=np.float64)
+            made += activations(batch, factors, found).sum(axis=0, dtype=np.float64)
+        error = exact @ self.weights - made @ rounded
+        if outliers is not None:
+            error -= exact[outliers] @ self.weights[outliers]
+        count = sum(len(batch.rows) for batch in fitting)
+        return np.asarray(error / max(count, 1), dtype=np.float32)
 
     def moments(self, factors: NDArray[Any]) -> NDArray[Any]:
         """XᵀX of the rows that fit."""
@@ -278,16 +281,13 @@ _MOST_WORKERS = 8
 def _side_by_side(
     sites: Mapping[str, Site], captures: Iterable[tuple[str, Capture]], scheme: Scheme, improve: Improve
 ) -> Iterator[tuple[str, Found]]:
-    """What is best at every site; as many are searched at a time as there are CPUs."""
-    workers = min(machine.usable_cpus(), _MOST_WORKERS)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[str, Future[Found]]] = deque()
-        for name, capture in captures:
-            waiting.append((name, pool.submit(search, sites[name], capture, scheme, improve)))
-            if len(waiting) > workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        yield from ((name, future.result()) for name, future in waiting)
+    """What is best at every site."""
+
+    def one(named: tuple[str, Capture]) -> tuple[str, Found]:
+        return named[0], search(sites[named[0]], named[1], scheme, improve)
+
+    with one_blas_thread():
+        yield from ahead(one, captures, _MOST_WORKERS)
 
 
 @dataclass(frozen=True)

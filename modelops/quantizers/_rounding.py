@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Rounding = Literal["nearest", "compensated"]
 # Share of the mean of the diagonal that is added to it, so that directions that no sample showed are not trusted.
 _DAMPING = 0.01
-_BLOCK = 128
+# Rows between two times that all later rows follow at once; few, since numpy is slow within.
+_BLOCK = 32
 
 
 @dataclass(frozen=True)

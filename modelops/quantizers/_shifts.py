@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from modelops.core.ahead import ahead
 from modelops.core.progress import tracked
 from modelops.quantizers._calibration import Feeds, in_order
 from modelops.quantizers._captures import HELD_OUT
@@ -83,9 +84,13 @@ def correct(
     place = memory.scratch / "twins.onnx"
     save(_beside(model, nodes, ranges, scheme), place)
     seen = [_Seen() for _ in nodes]
-    with runs.session(place, optimization="basic", trusted=True, frugal=True, threads=runs.THREADS) as session:
-        for count, feed in enumerate(tracked("measuring biases", _some(model, memory.feeds))):
-            values = list(runs.run(session, feed).values())
+    with runs.session(place, optimization="basic", trusted=True, frugal=True) as session:
+
+        def means(feed: Mapping[str, Any]) -> list[Any]:
+            return list(runs.run(session, feed).values())
+
+        some = tracked("measuring biases", _some(model, memory.feeds))
+        for count, values in enumerate(ahead(means, some, runs.THREADS)):
             for number, one in enumerate(seen):
                 part = one.held_out if count % HELD_OUT == HELD_OUT - 1 else one.fitting
                 part.add(*values[3 * number : 3 * number + 3])

@@ -30,8 +30,13 @@ class Pace:
 class Arena(Workbench, Protocol):
     """The workbench of an engine that tries others: it runs them apart, and judges what they made."""
 
-    def attempt(self, engine: Simplifier, source: Path, target: Path) -> Done:
-        """Run an engine in a worker of its own; ResourceExhausted beyond its limits, StageFailed when it crashed."""
+    def attempt(self, engine: Simplifier, source: Path, target: Path, beside: Path | None = None) -> Done:
+        """Run an engine in a worker of its own; ResourceExhausted beyond its limits, StageFailed when it crashed.
+
+        With ``beside``, the model that the result is to be simpler than, ``details["made"]`` tells what it is: its
+        ``nodes``, ``bytes``, ``operators``, whether it is the ``same`` computation, and its ``cost``, None where it has
+        the operators that the other has.
+        """
 
     def side_by_side(self, works: Sequence[Callable[[], None]], needs: Sequence[int]) -> None:
         """Do all of these works, several at a time where CPUs and memory allow; ``needs`` are bytes, by work."""
@@ -55,6 +60,8 @@ class Simplifier(Component):
     """How many times the model's size it needs in memory at most."""
     fuses: ClassVar[bool] = False
     """Whether it brings in operators that only one runtime knows."""
+    saves: ClassVar[bool] = False
+    """Whether it writes its result with ``graphs.files``, so that it needs not be written anew."""
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         """Read the model at ``source``, write the new one to ``target``, and say what was done.

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from modelops.core.component import option
@@ -106,30 +107,29 @@ class Auto(Simplifier):
 
     def _run(self, attempts: Sequence[_Attempt], source: Path, workbench: Arena) -> Rank:
         """Let every chain do its work, side by side; gives the source's own rank."""
-        cost, done = float("inf"), 0
+        cost, done, weighing = math.inf, 0, Lock()
 
         def work(one: _Attempt) -> Callable[[], None]:
             def run() -> None:
-                nonlocal done
+                nonlocal cost, done
                 one.place.parent.mkdir()
                 _attempt(one, source, workbench)
+                # Where nothing but names changed, nothing is to be weighed.
+                if one.rank is not None and not math.isnan(one.rank[0]) and weighing.acquire(blocking=False):
+                    with contextlib.suppress(ModelOpsError, WorkerBug):
+                        cost = workbench.cost(source)
                 done += 1
                 progress("trying engines", done, len(wanted))
 
             return run
 
-        def weigh() -> None:
-            nonlocal cost
-            with contextlib.suppress(ModelOpsError, WorkerBug):
-                cost = workbench.cost(source)
-
-        size, guards = _size(source), _guards(source)
+        size, guards = _size(source), _operators(source).get("IsNaN", 0)
         for one in attempts:
             if one.chain[0].name == "guards" and not guards:
                 one.drop("not better", "guards changed nothing")
-        wanted = [one for one in attempts if "outcome" not in one.found]
-        works, needs = [work(one) for one in wanted], [int(one.need * size) for one in wanted]
-        workbench.side_by_side([weigh, *works], [2 * size, *needs])
+        # Those with the largest appetite take the longest: first, so that the others fill what is left.
+        wanted = sorted((one for one in attempts if "outcome" not in one.found), key=lambda one: -one.need)
+        workbench.side_by_side([work(one) for one in wanted], [int(one.need * size) for one in wanted])
         for one in wanted:
             if one.rank is not None and math.isnan(one.rank[0]):  # the same operators: nothing else is left to do
                 one.rank = (cost, *one.rank[1:])
@@ -198,30 +198,30 @@ def _chain(text: str) -> list[Simplifier]:
 
 def _attempt(one: _Attempt, source: Path, workbench: Arena) -> None:
     """Run one chain of engines; its result, if there is one, is at its place."""
-    from modelops.graphs.describe import summary
-
-    current, seconds, peak = source, 0.0, 0
+    current, seconds, peak, made = source, 0.0, 0, None
     try:
-        before = dict(summary(source)["operators"])
         for step, engine in enumerate(one.chain):
-            made = one.place if step == len(one.chain) - 1 else one.place.with_name(f"step-{step}.onnx")
-            done = workbench.attempt(engine, current, made)
+            last = step == len(one.chain) - 1
+            place = one.place if last else one.place.with_name(f"step-{step}.onnx")
+            done = workbench.attempt(engine, current, place, source if last else None)
             seconds += float(done.details.get("seconds") or 0.0)
             peak = max(peak, int(done.details.get("peak_memory_bytes") or 0))
             if done.details.get("fusions"):
                 one.found["fusions"] = done.details["fusions"]
-            if not made.is_file() and engine is not one.chain[-1]:
+            if not place.is_file() and not last:
                 one.drop("not better", f"{engine.name} changed nothing")
                 return
-            current = made if made.is_file() else current
+            current, made = place, done.details.get("made")
         one.found |= {"seconds": round(seconds, 2), "peak_memory_bytes": peak}
-        if not one.place.is_file():
+        if made is None:
             one.drop("not better", "it changed nothing")
             return
-        found = summary(one.place)
-        changed = changes(before, found["operators"])
-        one.rank = _rank(one.place, workbench.cost(one.place) if changed else math.nan)
-        one.found |= {"nodes": int(found["nodes"]), "bytes": one.rank[2], "operators": changed}
+        cost = math.nan if made["cost"] is None else float(made["cost"])
+        one.rank = (cost, int(made["nodes"]), int(made["bytes"]))
+        one.found |= {key: made[key] for key in ("nodes", "bytes")}
+        one.found["operators"] = changes(_operators(source), made["operators"])
+        if made["same"]:
+            one.drop("not better", "the same graph")
     except ModelOpsError as error:
         one.drop(error.code, error.message)
     except WorkerBug as error:
@@ -248,11 +248,10 @@ def _holds(one: _Attempt, workbench: Arena) -> bool:
     return True
 
 
-def _guards(source: Path) -> int:
-    """How many operators there are that a guard could be made of."""
+def _operators(model: Path) -> dict[str, int]:
     from modelops.graphs.describe import summary
 
-    return int(summary(source)["operators"].get("IsNaN", 0))
+    return dict(summary(model)["operators"])
 
 
 def _fusions(one: _Attempt) -> int:

@@ -14,6 +14,7 @@ class Guards(Simplifier):
 
     tools = ("onnx-ir",)
     appetite = 3.0
+    saves = True
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
         from modelops.graphs import files, guards

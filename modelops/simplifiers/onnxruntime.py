@@ -18,6 +18,7 @@ class Onnxruntime(Simplifier):
 
     tools = ("onnxruntime", "onnx-ir")
     appetite = 4.0
+    saves = True
 
     level: Literal["basic", "extended"] = option(
         default="basic",

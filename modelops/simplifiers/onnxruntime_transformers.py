@@ -20,6 +20,7 @@ class OnnxruntimeTransformers(Simplifier):
 
     tools = ("onnxruntime", "onnx-ir", "onnx")
     appetite = 8.0
+    saves = True
     fuses = True
 
     family: Literal["bert", "vit", "gpt2", "t5", "bart", "clip"] = option(

@@ -15,6 +15,7 @@ class Onnxscript(Simplifier):
 
     tools = ("onnxscript", "onnx-ir", "onnx")
     appetite = 4.0
+    saves = True
 
     iterations: int = option(
         default=4, help="Rounds of folding and rewriting; it stops earlier when nothing changes.", min=1

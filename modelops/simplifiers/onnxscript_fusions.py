@@ -16,6 +16,7 @@ class OnnxscriptFusions(Simplifier):
 
     tools = ("onnxscript", "onnx-ir", "onnx")
     appetite = 4.0
+    saves = True
     fuses = True
 
     projections: bool = option(

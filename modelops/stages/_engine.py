@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,24 +84,24 @@ class EngineBench(SampleBench):
             if not fits:
                 work()
 
-    def attempt(self, engine: Simplifier, source: Path, target: Path) -> Done:
-        """Run an engine in a worker, and write its result anew at ``target``: checked, self-contained."""
-        from modelops.graphs import files
-
+    def attempt(self, engine: Simplifier, source: Path, target: Path, beside: Path | None = None) -> Done:
+        """Run an engine in a worker, which writes its result at ``target``: checked, self-contained."""
         limits = self._left(engine)
         # Works side by side ask for numbers at the same time.
-        place = self.scratch / f"engine-{next(self._numbers)}-{engine.name}" / "model.onnx"
-        place.parent.mkdir()
+        raw = self.scratch / f"engine-{next(self._numbers)}-{engine.name}" / "model.onnx"
+        raw.parent.mkdir()
         arguments = {
             "engine": described(engine),
             "source": str(source),
-            "target": str(place),
+            "raw": str(raw),
+            "target": str(target),
             "artifact": str(self.source.path),
+            "beside": str(beside or ""),
         }
-        outcome = self._call(f"{__name__}:run", arguments, limits, f"the engine {engine.name}")
-        if place.is_file():
-            files.rewrite(place, target)
-        return _done(outcome)
+        try:
+            return _done(self._call(f"{__name__}:run", arguments, limits, f"the engine {engine.name}"))
+        finally:
+            shutil.rmtree(raw.parent, ignore_errors=True)
 
     def upgrade(self, source: Path, target: Path, opset: int) -> list[str]:
         """Write the source in another version of ONNX's operators; what was repaired on the way, in words."""
@@ -183,16 +184,39 @@ class EngineBench(SampleBench):
         return Limits(min(left, _PATIENCE * cpu), most, cpu)
 
 
-def run(engine: Mapping[str, Any], source: str, target: str, artifact: str) -> dict[str, Any]:
-    """The worker's side: build the engine, run it on files, and give back what it did."""
+def run(engine: Mapping[str, Any], source: str, raw: str, target: str, artifact: str, beside: str) -> dict[str, Any]:
+    """The worker's side: build the engine, run it on files, write its result anew, and give back what was done."""
+    from modelops.graphs import files
+
     component = REGISTRY.ready(engine["name"]).parse({k: v for k, v in engine.items() if k != "name"})
-    bench = SampleBench(Artifact.open(artifact, verify=False), Path(target).parent)
-    done = component.simplify(Path(source), Path(target), bench)  # type: ignore[arg-type]  # plain engines try no others
+    bench = SampleBench(Artifact.open(artifact, verify=False), Path(raw).parent)
+    place = Path(target) if component.saves else Path(raw)
+    done = component.simplify(Path(source), place, bench)  # type: ignore[arg-type]  # plain engines try no others
+    if place != Path(target) and place.is_file():
+        files.rewrite(place, Path(target))
+    made = {"made": _made(Path(target), Path(beside))} if beside and Path(target).is_file() else {}
     return {
         "notes": list(done.notes),
         "metrics": [metric.to_dict() for metric in done.metrics],
-        "details": dict(done.details),
+        "details": {**done.details, **made},
     }
+
+
+def _made(model: Path, beside: Path) -> dict[str, Any]:
+    """What a model is, beside the one that it is to be simpler than."""
+    from modelops.graphs.describe import summary
+    from modelops.graphs.sameness import computation
+
+    found, operators = summary(model), summary(beside)["operators"]
+    changed = found["operators"] != operators
+    same = not changed and (digest := computation(model)) != "" and digest == computation(beside)
+    cost = None
+    if changed and size_of(model) > _LARGEST_WEIGHED:
+        cost = weight(found["operators"])
+    elif changed:
+        cost = loaded(str(model), str(model.with_name(f"{model.name}-loaded.onnx")))
+    made = {"nodes": found["nodes"], "bytes": size_of(model), "operators": found["operators"]}
+    return {**made, "same": same, "cost": cost}
 
 
 def loaded(model: str, place: str) -> float:
@@ -201,10 +225,11 @@ def loaded(model: str, place: str) -> float:
     from modelops.graphs.describe import summary
 
     config = {
+        "session.disable_prepacking": "1",  # it is never run
         "session.optimized_model_external_initializers_file_name": f"{Path(place).name}.data",
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     }
-    runs.session(Path(model), trusted=True, optimization="extended", config=config, optimized=Path(place)).close()
+    runs.session(Path(model), optimization="extended", config=config, optimized=Path(place)).close()
     found = weight(summary(Path(place))["operators"])
     for suffix in ("", ".data"):
         Path(place + suffix).unlink(missing_ok=True)
