@@ -47,6 +47,14 @@ class Capture:
     def columns(self) -> int:
         return int(self.fitting[0].rows.shape[1])
 
+    def thinned(self, step: int) -> Capture:
+        """Every so many-th row of each batch; the extremes stay those of all."""
+
+        def few(batches: list[Batch]) -> list[Batch]:
+            return [Batch(batch.rows[::step], batch.low, batch.high) for batch in batches]
+
+        return Capture(few(self.fitting), few(self.held_out))
+
     def low(self) -> NDArray[Any]:
         """The least value of every column in the batches that fit."""
         import numpy as np

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # How much of the spread of an activation goes into the weights, in powers of both.
 _STRENGTHS = (0.35, 0.5, 0.6, 0.7, 0.8, 1.0)
 _NEAR = (0.5, 0.7)
+# Of so many rows one is enough to choose a strength by.
+_ROUGH = 4
 # A node more for every inference must save this share of the error; what is folded, hardly any.
 _WORTH: dict[Place, float] = {"multiply": 0.1, "normalization": 0.02, "values": 0.02}
 _ANY = 0.01
@@ -171,29 +173,40 @@ def _apart(best: Found, judge: _Judge, weights: NDArray[Any], strengths: Sequenc
     """The fewest columns in float that take enough off the error; none where none do."""
     import numpy as np
 
+    rough, scheme = judge.rough(), judge.scheme
+    ones = np.ones(len(weights), dtype=np.float32)
+    factors = ones if best.factors is None else best.factors
+    least = rough.error(factors, nearest(_scaled(weights, factors), scheme))
+    found = best
     energy = sum((batch.rows**2).sum(axis=0) for batch in judge.capture.fitting)
     order = np.argsort(-np.sqrt(energy) * np.abs(weights).max(axis=1), kind="stable")
-    found = best
     for count in _OUTLIERS:
         if count > len(weights) // 8:
             break
         outliers = np.sort(order[:count])
         for strength in strengths:
             factors = _factors(judge, weights, strength, outliers)
-            error = judge.error(factors, nearest(_scaled(weights, factors), judge.scheme), outliers=outliers)
-            if error < (1 - _MORE) * found.after:
-                found = replace(best, after=error, strength=strength, factors=factors, outliers=outliers)
-    return found if found.after < (1 - _OUTLIERS_WORTH) * best.after else best
+            error = rough.error(factors, nearest(_scaled(weights, factors), scheme), outliers=outliers)
+            if error < (1 - _MORE) * least:
+                least = error
+                found = replace(best, strength=strength, factors=factors, outliers=outliers)
+    if found.outliers is None or found.factors is None:
+        return best
+    error = judge.error(found.factors, nearest(_scaled(weights, found.factors), scheme), outliers=found.outliers)
+    return replace(found, after=error) if error < (1 - _OUTLIERS_WORTH) * best.after else best
 
 
 def _migrated(best: Found, judge: _Judge, weights: NDArray[Any], worth: float) -> Found:
     """The strength of least error, where it is worth its price."""
-    found = best
-    for strength in _STRENGTHS:
-        factors = _factors(judge, weights, strength, None)
-        error = judge.error(factors, nearest(weights / factors[:, None], judge.scheme))
-        if error < found.after:
-            found = replace(best, after=error, strength=strength, factors=factors)
+    rough = judge.rough()
+
+    def rounded(factors: NDArray[Any]) -> NDArray[Any]:
+        return nearest(weights / factors[:, None], judge.scheme)
+
+    tried = {strength: _factors(judge, weights, strength, None) for strength in _STRENGTHS}
+    strength = min(tried, key=lambda one: rough.error(tried[one], rounded(tried[one])))
+    error = judge.error(tried[strength], rounded(tried[strength]))
+    found = replace(best, after=error, strength=strength, factors=tried[strength])
     return found if found.after < (1 - worth) * best.after else best
 
 
@@ -204,6 +217,10 @@ class _Judge:
         self.capture, self.weights, self.scheme = capture, weights, scheme
         self._exact = [batch.rows @ weights for batch in capture.judging]
         self._power = sum(float((exact**2).sum()) for exact in self._exact) or 1.0
+
+    def rough(self) -> _Judge:
+        """One that judges by fewer rows, to choose among many."""
+        return _Judge(self.capture.thinned(_ROUGH), self.weights, self.scheme)
 
     def error(
         self,
