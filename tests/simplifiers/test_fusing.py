@@ -119,8 +119,8 @@ def test_a_fused_graph_that_could_not_be_timed_is_not_kept(source: Artifact, mon
 def test_a_fused_graph_that_differs_is_refused(source: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt: Callable[..., Any] = EngineBench.attempt
 
-    def spoiled(self: EngineBench, engine: Any, source: Path, target: Path) -> Any:
-        done = attempt(self, engine, source, target)
+    def spoiled(self: EngineBench, engine: Any, source: Path, target: Path, *rest: Any) -> Any:
+        done = attempt(self, engine, source, target, *rest)
         if engine.fuses and target.is_file():
             model = onnx.load(target)
             bias = next(one for one in model.graph.initializer if one.name == "bo")

@@ -21,6 +21,7 @@ from modelops.graphs.wrap import wrap
 from modelops.pipeline import Surroundings, run_stage
 from modelops.simplifiers import REGISTRY
 from modelops.stages import _opset
+from modelops.stages._engine import EngineBench
 from modelops.stages.simplify import Simplify
 
 
@@ -99,6 +100,18 @@ model = onnx.load(source)
 model.graph.initializer.append(numpy_helper.from_array(numpy.ones((300, 300), "float32"), "copy"))
 return model
 """
+RENAMED = """
+import onnx
+model = onnx.load(source)
+for number, node in enumerate(model.graph.node):
+    node.name = f"n{number}"
+    for names in (node.input, node.output):
+        for place, name in enumerate(names):
+            names[place] = name if name in "xy" else "_" + name
+for tensor in model.graph.initializer:
+    tensor.name = "_" + tensor.name
+return model
+"""
 FIXED_BATCH = """
 import onnx
 model = onnx.load(source)
@@ -141,6 +154,16 @@ def test_auto_keeps_the_source_when_nothing_is_better(source: Artifact, fake: Ca
         assert "StageFailed" not in report.notes[0] and "crashed (SIGABRT)" in report.notes[0]
         assert report.notes[-1].endswith("the source is kept as it is")
         assert model.read_bytes() == source.model.read_bytes()
+
+
+def test_auto_takes_the_same_graph_with_other_names_for_no_better_one(
+    source: Artifact, fake: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("onnxslim", RENAMED)
+    monkeypatch.setattr(EngineBench, "judge", lambda *_: pytest.fail("there is nothing to judge"))
+    with simplified(source, engine={"name": "auto", "engines": ["onnxslim"]}) as (report, _):
+        assert report and report.details["kept_source"]
+        assert report.details["attempts"][0]["reason"] == "the same graph"
 
 
 @pytest.mark.parametrize(
