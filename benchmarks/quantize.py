@@ -166,7 +166,10 @@ def make(name: str, column: str, place: Path) -> None:
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         environ = {**os.environ, "CI": "1"}  # without Olive's telemetry
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environ)
+        # Some tools leave files where they are run.
+        child = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environ, cwd=target.parent
+        )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ROUNDS = 4
 _STRICTER = 1.5
+# The part of the time for measuring nodes that goes to all of them; the rest is for those that went back to float.
+_FIRST = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def within(make: Make, source: Path, target: Path, *, least_sqnr: float, explain
     found = grounds.noise(source, target)
     if not explain and found <= budget:
         return _told(done, [], found, least_sqnr)
-    measured = _costs(grounds, grounds.names, grounds.scheme, seconds)
+    measured = _costs(grounds, grounds.names, grounds.scheme, seconds * _FIRST)
     shares = _shares(grounds, next(iter(held_out(feeds))))
     total = sum(cost.error for cost in measured) or 1.0
     correction, kept = found / total, frozenset[str]()
@@ -103,9 +105,10 @@ def within(make: Make, source: Path, target: Path, *, least_sqnr: float, explain
             f"not {least_sqnr:g}",
             hint="ask for less with --least-sqnr, or keep the float model",
         )
+    decisions = [one.returned(kept) for one in decisions]
     if kept & grounds.movable:
-        part = min(seconds, max(1.0, seconds / 2))
-        found_costs = _costs(grounds, sorted(kept & grounds.movable), replace(grounds.scheme, rule=None), part)
+        rest = seconds * (1 - _FIRST)
+        found_costs = _costs(grounds, sorted(kept & grounds.movable), replace(grounds.scheme, rule=None), rest)
         wanted = moving(found_costs, decisions, shares, budget - found, correction)
         if wanted and (better := _moved(make, Left(kept - wanted, wanted), source, target, grounds, budget)):
             done, found = better

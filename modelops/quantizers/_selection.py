@@ -45,6 +45,12 @@ class Decision:
             return self
         return replace(self, becomes="dynamic", reason=f"{self.reason}; faster with ranges found as it runs")
 
+    def returned(self, nodes: frozenset[str]) -> Decision:
+        """The same, when an earlier and less strict choice returned these nodes to float too."""
+        if self.kept or self.cost.node not in nodes:
+            return self
+        return replace(self, becomes="float", reason="returned to float before errors were seen to add up to more")
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "node": self.cost.node,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,14 @@ import onnx
 import pytest
 from quantizer_models import Bench, arrays, model_of, operators, outputs, sqnr, weights
 
+from modelops.core.workbench import Done
 from modelops.errors import GateFailed, UsageError
 from modelops.quantizers import Quantizer
+from modelops.quantizers._budget import Left, within
 from modelops.quantizers._captures import Batch, Capture
 from modelops.quantizers._rounding import Scheme, compensated, decibels, nearest
-from modelops.quantizers._sensitivity import _Errors
+from modelops.quantizers._selection import decided
+from modelops.quantizers._sensitivity import Cost, _Errors
 from modelops.quantizers._shifts import _some
 from modelops.quantizers.dynamic import Dynamic
 from modelops.quantizers.static import Static
@@ -152,6 +157,32 @@ def test_nodes_go_back_to_float_until_outputs_are_good_enough(
     assert kept == [table[0]["node"]] and done.metrics[-1].value >= asked
     assert sqnr(outputs(source, data), outputs(target, data)) > asked - 1
     assert any("stay float" in note for note in done.notes)
+
+
+def test_the_table_tells_of_every_node_that_any_round_returned_to_float(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"node_{kind}" for kind in "ab"]
+    costs = [Cost(name, "MatMul", 0.1) for name in names]
+    int8 = decided(costs, {}, 0.0)
+    rounds = iter([int8, [replace(int8[0], becomes="float"), int8[1]], [int8[0], replace(int8[1], becomes="float")]])
+    monkeypatch.setattr("modelops.quantizers._budget._costs", lambda *_: costs)
+    monkeypatch.setattr("modelops.quantizers._budget._shares", lambda *_: {})
+    monkeypatch.setattr("modelops.quantizers._budget.decided", lambda *_: next(rounds))
+    losses = iter([1.0, 0.5, 1e-9])
+    grounds = SimpleNamespace(
+        memory=SimpleNamespace(feeds=lambda: iter([{}])), names=names, scheme=None, movable=frozenset(),
+        noise=lambda *_: next(losses),
+    )  # fmt: skip
+    left: list[Left] = []
+
+    def make(nodes: Left) -> Any:
+        left.append(nodes)
+        return Done(), grounds
+
+    done = within(make, tmp_path / "in", tmp_path / "out", least_sqnr=20, explain=False, seconds=1)  # type: ignore[arg-type]
+    assert left[-1].floats == set(names)
+    assert {line["node"]: line["decision"] for line in done.details["sensitivity"]} == dict.fromkeys(names, "float")
 
 
 def test_what_no_choice_of_nodes_reaches_is_refused(spread: tuple[Path, Any], tmp_path: Path) -> None:
