@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 Use = tuple["ir.Node", int]
 # Nodes whose inputs are looked at in one go; their values are in memory together.
-_AT_ONCE = 8
+_AT_ONCE = 16
+# Elements that are in float64 at a time.
+_ELEMENTS = 1 << 17
 
 
 def variances(
@@ -43,31 +47,48 @@ def variances(
         uses = ordered[first : first + _AT_ONCE]
         moments = [Moments() for _ in uses]
         names = [readers[use][0] for use in uses]
-        for values in flight.advance([str(use[0].name) for use in uses], list(dict.fromkeys(names))):
-            for moment, use, name in zip(moments, uses, names, strict=True):
-                moment.add(values[name], readers[use][1])
+
+        def told(_: int, values: Feed, uses: list[Use] = uses) -> list[Moments]:
+            return [Moments.of(values[readers[use][0]], readers[use][1]) for use in uses]
+
+        for batch in flight.advance([str(use[0].name) for use in uses], list(dict.fromkeys(names)), told):
+            for moment, more in zip(moments, batch, strict=True):
+                moment.add(more)
         result.update(zip(uses, (moment.variance() for moment in moments), strict=True))
     progress("looking at activations", len(ordered), len(ordered))
     shutil.rmtree(scratch / "activations")
     return result
 
 
+@dataclass
 class Moments:
     """Mean and variance along one axis, over everything else."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum: Any = 0.0
-        self._squares: Any = 0.0
+    _count: int = 0
+    _sum: Any = 0.0
+    _squares: Any = 0.0
 
-    def add(self, array: NDArray[Any], axis: int) -> None:
+    @classmethod
+    def of(cls, array: NDArray[Any], axis: int) -> Moments:
+        """Those of one array."""
         import numpy as np
 
         axis %= array.ndim
-        others = tuple(k for k in range(array.ndim) if k != axis)
-        self._sum = self._sum + array.sum(others, dtype=np.float64)
-        self._squares = self._squares + np.square(array, dtype=np.float64).sum(others)
-        self._count += array.size // array.shape[axis]
+        channels = array.shape[axis]
+        blocks = array.reshape(math.prod(array.shape[:axis]), channels, -1)
+        sums, squares = np.zeros(channels), np.zeros(channels)
+        step = max(1, _ELEMENTS // max(1, blocks[:1].size))
+        for first in range(0, len(blocks), step):
+            wide = blocks[first : first + step].astype(np.float64)
+            sums += wide.sum((0, 2))
+            squares += np.einsum("bcp,bcp->c", wide, wide)
+        return cls(array.size // channels, sums, squares)
+
+    def add(self, more: Moments) -> None:
+        """Those of other arrays too."""
+        self._sum = self._sum + more._sum
+        self._squares = self._squares + more._squares
+        self._count += more._count
 
     def variance(self) -> NDArray[np.float64]:
         import numpy as np

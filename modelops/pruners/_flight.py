@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from modelops.graphs.batches import BatchAxis
 from modelops.pruners._segments import Parts, Segment
 
 Feed = dict[str, Any]
+Digest = Callable[[int, Feed], Any]
 # Samples that run at a time: few, so that the values of wide layers fit into memory.
 _ROWS = 4
 
@@ -20,7 +20,8 @@ _ROWS = 4
 class Flight:
     """The values that a network has at one place, batch by batch.
 
-    ``samples`` counts them, and ``masks`` holds for every batch what the model's mask hides (samples × positions).
+    ``samples`` counts them; ``firsts`` holds for every batch the number of its first sample, and ``masks`` what the
+    model's mask hides (samples × positions).
     """
 
     def __init__(self, parts: Parts, scratch: Path) -> None:
@@ -30,6 +31,7 @@ class Flight:
         self._names: list[str] = []
         self._moves = 0
         self.samples = 0
+        self.firsts: list[int] = []
         self.masks: list[Any] = []
 
     @property
@@ -41,39 +43,58 @@ class Flight:
         for number, feed in enumerate(feeds):
             self._names = self._names or list(feed)
             _store(self._folder / f"{number:06}", [feed[name] for name in self._names])
+            self.firsts.append(self.samples)
             self.samples += len(next(iter(feed.values())))
             self.masks.append(_mask(feed))
 
     def __iter__(self) -> Iterator[Feed]:
         """What is there, batch after batch."""
-        for folder in sorted(self._folder.iterdir()):
-            yield dict(zip(self._names, _load(folder, len(self._names)), strict=True))
+        return map(self._load, self._batches())
 
-    def look(self, wanted: Sequence[str]) -> Iterator[Feed]:
-        """The values of these names, batch after batch; the place stays where it is."""
-        batches = iter(self)
-        for first in batches:
-            segment = Segment(self._parts, first, wanted)
-            yield from ahead(segment.run, chain([first], batches))
+    def look(self, wanted: Sequence[str], digest: Digest | None = None) -> Iterator[Any]:
+        """The values of these names, or what ``digest`` makes of a batch's number and them, batch after batch.
 
-    def advance(self, done: Iterable[str], wanted: Sequence[str] = ()) -> Iterator[Feed]:
-        """The values of these names, batch after batch, on the way to the place behind the nodes that are done."""
+        Digests are made side by side, like the values. The place stays where it is.
+        """
+        batches = self._batches()
+        segment = Segment(self._parts, self._load(batches[0]), wanted)
+
+        def found(number: int) -> Any:
+            values = segment.run(self._load(batches[number]))
+            return values if digest is None else digest(number, values)
+
+        return ahead(found, range(len(batches)))
+
+    def advance(self, done: Iterable[str], wanted: Sequence[str] = (), digest: Digest | None = None) -> Iterator[Any]:
+        """What ``look`` gives, on the way to the place behind the nodes that are done."""
         import numpy as np
 
         live = self._parts.live(done)
         new, moves = self._scratch / str(self._moves + 1), True
-        for number, values in enumerate(self.look([*live, *(name for name in wanted if name not in live)])):
-            if moves and all(isinstance(values[name], np.ndarray) for name in live):
-                _store(new / f"{number:06}", [values[name] for name in live])
-            else:
-                moves = False  # sequences can't be put on disk: the place stays where it was
-            yield {name: values[name] for name in wanted}
+
+        def found(number: int, values: Feed) -> tuple[bool, Any]:
+            arrays = [values[name] for name in live]
+            storable = all(isinstance(array, np.ndarray) for array in arrays)
+            if storable:
+                _store(new / f"{number:06}", arrays)
+            some = {name: values[name] for name in wanted}
+            return storable, some if digest is None else digest(number, some)
+
+        for storable, item in self.look([*live, *(name for name in wanted if name not in live)], found):
+            moves = moves and storable  # sequences can't be put on disk: the place stays where it was
+            yield item
         if moves:
             self.close()
             self._folder, self._names, self._moves = new, live, self._moves + 1
 
     def close(self) -> None:
         shutil.rmtree(self._folder)
+
+    def _batches(self) -> list[Path]:
+        return sorted(self._folder.iterdir())
+
+    def _load(self, folder: Path) -> Feed:
+        return dict(zip(self._names, _load(folder, len(self._names)), strict=True))
 
 
 def small(batches: Iterable[Feed], axis: BatchAxis) -> Iterator[Feed]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modelops.core.blas import one_blas_thread
 from modelops.core.progress import progress
 from modelops.graphs.batches import BatchAxis
+from modelops.pruners._equations import Equations
 from modelops.pruners._flight import Feed, Flight, small
 from modelops.pruners._refits import MOST_UNKNOWNS, Refit, Rows, refits, rows_wanted
 from modelops.pruners._segments import Parts
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 # Weights between two times that the values in flight go to disk.
 _STRETCH = 4
-_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_USUAL_PENALTY = 1e-1
 
 
 @dataclass
@@ -123,15 +122,15 @@ class Refitting:
         """Put on disk what the source makes where the weights are; the shapes of that, batch by batch."""
         import numpy as np
 
-        shapes = []
-        for batch, values in enumerate(self._source.advance(done, [refit.target for refit in todo])):
+        def stored(batch: int, values: Feed) -> list[tuple[int, ...]]:
             folder = self._goals / f"{batch:06}"
             folder.mkdir(parents=True)
             goals = [self._twins.cut_like(refit.target, values[refit.target]) for refit in todo]
             for number, (goal, places) in enumerate(zip(goals, rows, strict=True)):
                 np.save(folder / f"{number}.npy", places.outputs(goal), allow_pickle=False)
-            shapes.append([goal.shape for goal in goals])
-        return shapes
+            return [goal.shape for goal in goals]
+
+        return list(self._source.advance(done, [refit.target for refit in todo], stored))
 
     def _refit(self, refit: Refit, rows: Rows, number: int, shapes: Sequence[tuple[int, ...]]) -> None:
         import numpy as np
@@ -143,16 +142,22 @@ class Refitting:
             solve = False
         if not solve and refit.bias is None:
             return
-        equations = Equations(len(weight) if solve else 0, weight.shape[1])
-        wanted = [name for name in (refit.reads, refit.other) if name is not None]
-        looks = zip(shapes, self._source.masks, self._cut.look(wanted), strict=True)
-        for batch, (shape, mask, values) in enumerate(looks):
+
+        def told(batch: int, values: Feed) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+            """What the weight reads, what it fails to make, and of which samples, as rows."""
+            shape = shapes[batch]
             x = rows.inputs(values[refit.reads], shape).astype(np.float32)
             goal = np.load(self._goals / f"{batch:06}" / f"{number}.npy", allow_pickle=False)
             missing = goal.astype(np.float32) - x @ weight - bias
             if refit.other is not None:
                 missing -= rows.outputs(values[refit.other])
-            equations.add(x, missing, rows.samples(shape), rows.seen(shape, mask))
+            samples = self._source.firsts[batch] + rows.samples(shape)
+            seen = rows.seen(shape, self._source.masks[batch])
+            return (x, missing, samples) if seen is None else (x[seen], missing[seen], samples[seen])
+
+        equations = Equations(len(weight) if solve else 0, weight.shape[1])
+        for part in self._cut.look([name for name in (refit.reads, refit.other) if name is not None], told):
+            equations.add(*part)
         if equations.untouched:
             return
         solution = equations.solve(with_bias=refit.bias is not None)
@@ -162,84 +167,3 @@ class Refitting:
             refit.write_bias(bias + solution[-1])
         before, after = equations.errors(solution)
         self.found.refitted.append({"node": str(refit.node.name), "error_before": before, "error_after": after})
-
-
-class Equations:
-    """Normal equations of missing ≈ x · change + shift, held apart for samples that fit and samples that check."""
-
-    def __init__(self, unknowns: int, outputs: int) -> None:
-        import numpy as np
-
-        self._unknowns = unknowns
-        self._xx = [np.zeros((unknowns + 1, unknowns + 1)) for _ in range(2)]
-        self._xy = [np.zeros((unknowns + 1, outputs)) for _ in range(2)]
-        self._yy = [0.0, 0.0]
-        self._rows = [0, 0]
-        self._samples = 0
-        self._scale = 0.0
-
-    def add(
-        self,
-        x: NDArray[Any],
-        missing: NDArray[Any],
-        samples: NDArray[np.int64],
-        seen: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Rows of one batch; ``samples`` says for each which sample of the batch it is from. Every fourth checks.
-
-        ``seen`` says which rows count; None when all do.
-        """
-        import numpy as np
-
-        count = int(samples.max()) + 1
-        if seen is not None:
-            x, missing, samples = x[seen], missing[seen], samples[seen]
-        ones = np.ones((len(x), 1), x.dtype)
-        wide = np.concatenate([x, ones], axis=1) if self._unknowns else ones
-        checks = (samples + self._samples) % 4 == 1
-        for half, mine in enumerate((~checks, checks)):
-            part, lacking = wide[mine], missing[mine]
-            self._xx[half] += part.T @ part
-            self._xy[half] += part.T @ lacking
-            self._yy[half] += float(np.square(lacking, dtype=np.float64).sum())
-            self._rows[half] += len(part)
-        self._scale += float(np.square(x, dtype=np.float64).sum())
-        self._samples += count
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing is missing beyond rounding."""
-        return sum(self._yy) <= 1e-10 * self._scale
-
-    def solve(self, *, with_bias: bool) -> NDArray[np.float64]:
-        """(change below, shift in the last row): fitted on all, with the penalty that serves the samples that check."""
-        penalty = _USUAL_PENALTY
-        if all(self._rows) and self._unknowns:
-            penalty = min(_PENALTIES, key=lambda each: self._error(self._fit((0,), each, with_bias), 1))
-        return self._fit((0, 1), penalty, with_bias)
-
-    def errors(self, solution: NDArray[np.float64]) -> tuple[float, float]:
-        """The mean square of what is missing in a row, before and after."""
-        after = sum(self._error(solution, half) for half in (0, 1))
-        return sum(self._yy) / sum(self._rows), max(0.0, after) / sum(self._rows)
-
-    def _fit(self, halves: tuple[int, ...], penalty: float, with_bias: bool) -> NDArray[np.float64]:
-        """Least squares with a penalty on change, so that what the data does not tell stays as it was."""
-        import numpy as np
-
-        xx, xy = (np.sum([sides[half] for half in halves], axis=0) for sides in (self._xx, self._xy))
-        if not with_bias:
-            xx[-1, :-1] = xx[:-1, -1] = 0.0
-            xy[-1] = 0.0
-        inner = np.arange(self._unknowns)
-        if self._unknowns:
-            xx[inner, inner] += penalty * float(xx[inner, inner].mean()) + 1e-12
-        solution: NDArray[Any] = np.linalg.solve(xx, xy)
-        return solution
-
-    def _error(self, solution: NDArray[np.float64], half: int) -> float:
-        """‖missing − x · solution‖² on one part of the samples."""
-        import numpy as np
-
-        told = np.sum(solution * (self._xx[half] @ solution)) - 2 * np.sum(solution * self._xy[half])
-        return float(told) + self._yy[half]

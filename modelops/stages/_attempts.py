@@ -104,7 +104,7 @@ class Attempts:
             bench = self._bench(stage.eval, None)
             made_up = bench.dataset is not None and bench.dataset.made_up
             self.rows = Rows("--eval", not made_up, bench)
-        self.memory: _Memory | None = None
+        self.memory: Memory | None = None
 
     def refuse_early(self) -> None:
         """Refuse --eval that does not fit the model, or has no labels for --metric, before any work is done."""
@@ -217,14 +217,14 @@ class Attempts:
         from modelops.stages._compare import running
 
         with running(self.source.model, REGISTRY.load("onnxruntime-cpu").parse({})) as session:
-            self.memory = _Memory(Side(session, self.source.signature))
+            self.memory = Memory(Side(session, self.source.signature))
             try:
                 yield
             finally:
                 self.memory = None
 
 
-class _Memory:
+class Memory:
     """A model whose outputs are kept by the content of their inputs, as far as they fit."""
 
     def __init__(self, side: Side) -> None:

@@ -44,9 +44,11 @@ def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32
     return random_feeds(source.signature, rows, bounds=index_bounds(source.model))
 
 
-def compare(reference: Path, candidate: Path, feeds: Iterable[Mapping[str, Any]]) -> dict[str, Difference]:
-    """The difference of every output of two ONNX files on these feeds, in onnxruntime on one CPU thread."""
-    with running(reference) as before, running(candidate) as after:
+def compare(
+    reference: Path, candidate: Path, feeds: Iterable[Mapping[str, Any]], backend: Backend | None = None
+) -> dict[str, Difference]:
+    """The difference of every output of two ONNX files on these feeds; see ``running`` for the backend."""
+    with running(reference, backend) as before, running(candidate, backend) as after:
         comparison = Comparison(batched=has_batch(before.signature), axes=row_axes(before.signature))
         for feed in tracked("comparing", feeds):
             comparison.add(before.run(feed), after.run(feed))
@@ -124,7 +126,7 @@ def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench 
     pairs = list(_pairs(source, workbench))
     kept = []
     try:
-        with running(candidate, _all_cpus()) as after:
+        with running(candidate, all_cpus()) as after:
             comparison = Comparison(batched=has_batch(source.signature), axes=row_axes(source.signature))
             for number, (feed, wanted) in enumerate(pairs):
                 found = after.run(feed)
@@ -138,7 +140,7 @@ def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench 
     return checks
 
 
-def _all_cpus() -> Backend:
+def all_cpus() -> Backend:
     """onnxruntime on every CPU: what another order of sums changes stays far below the gates."""
     from modelops.backends import REGISTRY
 
@@ -157,7 +159,7 @@ class _Played:
 
 def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Feed, Feed]]:
     """(inputs, outputs of the source) for the source's feeds, and for the shape corners that it can run."""
-    with running(source.model, _all_cpus()) as session:
+    with running(source.model, all_cpus()) as session:
         for feed in feeds(source, workbench):
             try:
                 yield feed, session.run(feed)

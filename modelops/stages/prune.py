@@ -22,6 +22,7 @@ from modelops.stages import Stage, _limits
 if TYPE_CHECKING:
     from modelops.stages._gain import Timing
     from modelops.stages._losses import Losses
+    from modelops.stages._measuring import Runner
 
 _MODEL = "model.onnx"
 # Cutting and zeroing the same channels may differ by rounding alone.
@@ -168,7 +169,7 @@ class _Job:
         self.details |= dict(done.details)
         return True
 
-    def _losses(self, candidate: Path) -> Losses:
+    def _losses(self, candidate: Path, before: Runner | None = None) -> Losses:
         from modelops.stages._losses import losses
 
         return losses(
@@ -179,20 +180,28 @@ class _Job:
             metric=self.stage.metric,
             max_drop=self.stage.allowed,
             looks=self.looks,
+            before=before,
         )
 
     def judge(self) -> None:
         """What the outputs lost, and what they would have lost had nothing been refitted."""
-        found = self._losses(self.target)
+        from modelops.backends import REGISTRY as BACKENDS
+        from modelops.stages._attempts import Memory
+        from modelops.stages._compare import running
+        from modelops.stages._measuring import Side
+
+        cut = self.given.bench.scratch / CUT
+        with running(self.source.model, BACKENDS.load("onnxruntime-cpu").parse({})) as session:
+            before = Memory(Side(session, self.source.signature))
+            found = self._losses(self.target, before)
+            unrefitted = self._losses(cut, before).metrics if cut.is_file() else ()
         if self.stage.max_drop is not None and found.drop is None:
             raise UsageError("--max-drop needs samples with labels", hint="give labelled ones with --eval")
         gated = any(given is not None for given in (self.stage.eval, self.stage.metric, self.stage.max_drop))
         self.checks += [_advisory(check, gated=gated) for check in found.checks]
         self.metrics += found.metrics
         self.notes += found.notes
-        cut = self.given.bench.scratch / CUT
-        if cut.is_file():
-            self.metrics += _unrefitted(self._losses(cut).metrics)
+        self.metrics += _unrefitted(unrefitted)
 
     def time(self) -> None:
         """How many times as fast the new model is, one sample at a time; and what to make of it."""
@@ -323,12 +332,12 @@ class _Given:
 
 def _surgery(source: Artifact, bench: Any, target: Path) -> Check | None:
     """The proof of a cut: the cut graph does what the source does when nothing reads the same channels."""
-    from modelops.stages._compare import compare, feeds
+    from modelops.stages._compare import all_cpus, compare, feeds
 
     zeroed, cut = bench.scratch / ZEROED, bench.scratch / CUT
     if not zeroed.is_file():
         return None
-    found = compare(zeroed, cut if cut.is_file() else target, feeds(source, bench))
+    found = compare(zeroed, cut if cut.is_file() else target, feeds(source, bench), all_cpus())
     worst = 0.0
     for name, difference in found.items():
         error = 0.0 if difference.identical else difference.max_scaled
