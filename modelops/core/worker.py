@@ -70,8 +70,9 @@ def call(
     what: str = "the work",
     on_progress: Callable[[str, int, int | None], None] | None = None,
     log_to: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run ``package.module:function(**arguments)`` in a child.
+    """Run ``package.module:function(**arguments)`` in a child; ``environment`` is added to what it gets of this one's.
 
     Raises the ModelOpsError that the function raised; ResourceExhausted beyond a limit; StageFailed when the child
     crashed; WorkerBug for any other exception.
@@ -85,7 +86,9 @@ def call(
         private = tempfile.TemporaryDirectory(prefix="modelops-worker-", ignore_cleanup_errors=True)
         scratch = stack.enter_context(private)
         try:
-            child = _spawn(function, arguments, writer, output, scratch, limits or Limits())
+            child = _spawn(
+                function, arguments, writer, output, limits or Limits(), {**(environment or {}), "TMPDIR": scratch}
+            )
         finally:
             os.close(writer)
         stack.callback(_end, child)
@@ -109,7 +112,12 @@ def call(
 
 
 def _spawn(
-    function: str, arguments: Mapping[str, Any], writer: int, output: IO[bytes], scratch: str, limits: Limits
+    function: str,
+    arguments: Mapping[str, Any],
+    writer: int,
+    output: IO[bytes],
+    limits: Limits,
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     job = {
         "function": function,
@@ -126,7 +134,7 @@ def _spawn(
             stderr=subprocess.STDOUT,
             pass_fds=(writer,),
             start_new_session=True,
-            env={**child_environment(), "TMPDIR": scratch},
+            env={**child_environment(), **environment},
         )
     except OSError as error:
         raise from_os_error(error, "can't start a worker") from error
