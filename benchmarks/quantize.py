@@ -69,13 +69,14 @@ LENGTH = 128
 
 @dataclass(frozen=True)
 class Subject:
-    """A model: where it comes from, its data, and the settings (batch, threads) that it is timed in."""
+    """A model: where it comes from, its data, the settings (batch, threads) that it is timed in, and its dimensions."""
 
     source: str
     data: Callable[[Path], None]
     settings: tuple[tuple[int, int], ...]
     columns: tuple[str, ...] = (*BARE, *OWN)
     openvino: bool = False
+    inputs: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def steps(name: str, given: argparse.Namespace) -> Iterator[Callable[[], None]]:
     subject, place = SUBJECTS[name], FOLDER / name
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "float" / "model.onnx").is_file():
-        yield lambda: convert(subject.source, place)
+        yield lambda: convert(subject, place)
     if not (place / "evaluation.npz").is_file():
         yield lambda: subject.data(place)
     columns = [column for column in subject.columns if column in (given.columns or subject.columns)]
@@ -133,10 +134,13 @@ def note(subject: str, kind: str, column: str, **facts: Any) -> None:
     print(f"{subject}: {kind} {column} {facts.get('seconds', 0):.1f} s", flush=True)
 
 
-def convert(source: str, place: Path) -> None:
+def convert(subject: Subject, place: Path) -> None:
+    source = subject.source
     if source.endswith("_resnet18.py:build") and not (place / "weights.safetensors").is_file():
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / "_resnet18.py")], check=True)
-    command("convert", source, place / "float", "--force")
+    command(
+        "convert", source, place / "float", "--force", *(word for text in subject.inputs for word in ("--input", text))
+    )
 
 
 def command(*words: object) -> int:
@@ -369,7 +373,13 @@ SUBJECTS = {
     "resnet50": Subject(f"{NETWORKS}resnet50", pictures(64), TWO, STATIC),
     "mobilenet": Subject(f"{NETWORKS}mobilenet_v2", pictures(64), TWO, STATIC),
     "vit": Subject(f"{NETWORKS}vit", pictures(32), TWO, DYNAMIC),
-    "gpt2": Subject(f"{NETWORKS}gpt2", tokens, TWO, ("onnxruntime dynamic", *OWN[:2])),
+    "gpt2": Subject(
+        f"{NETWORKS}gpt2",
+        tokens,
+        TWO,
+        ("onnxruntime dynamic", *OWN[:2]),
+        inputs=("input_ids:int64[batch,sequence]", "attention_mask:int64[batch,sequence]"),
+    ),
 }
 
 

@@ -141,7 +141,7 @@ def search(site: Site, capture: Capture, scheme: Scheme, improve: Improve) -> Fo
         error = judge.error(factors, rounded, shift, best.outliers)
         if error < (1 - _ANY) * best.after:
             best = replace(best, after=error, shift=shift)
-    return replace(best, found=static_range(capture, factors, scheme))
+    return replace(best, found=judge.range(factors))
 
 
 def _scaled(weights: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
@@ -215,12 +215,22 @@ class _Judge:
 
     def __init__(self, capture: Capture, weights: NDArray[Any], scheme: Scheme) -> None:
         self.capture, self.weights, self.scheme = capture, weights, scheme
+        self._ranges: dict[bytes, Range | None] = {}
         self._exact = [batch.rows @ weights for batch in capture.judging]
         self._power = sum(float((exact**2).sum()) for exact in self._exact) or 1.0
 
     def rough(self) -> _Judge:
-        """One that judges by fewer rows, to choose among many."""
-        return _Judge(self.capture.thinned(_ROUGH), self.weights, self.scheme)
+        """One that judges by fewer rows, and by a rule that takes less time, to choose among many."""
+        slow = self.scheme.rule in ("auto", "entropy")
+        scheme = replace(self.scheme, rule="mse") if slow else self.scheme
+        return _Judge(self.capture.thinned(_ROUGH), self.weights, scheme)
+
+    def range(self, factors: NDArray[Any]) -> Range | None:
+        """The range of the rows times ``factors``, found once."""
+        key = factors.tobytes()
+        if key not in self._ranges:
+            self._ranges[key] = static_range(self.capture, factors, self.scheme)
+        return self._ranges[key]
 
     def error(
         self,
@@ -241,7 +251,7 @@ class _Judge:
         """The mean error of every column on the batches that fit: the product of the mean rows is the mean product."""
         import numpy as np
 
-        found, fitting = static_range(self.capture, factors, self.scheme), self.capture.fitting
+        found, fitting = self.range(factors), self.capture.fitting
         exact, made = np.zeros(len(self.weights)), np.zeros(len(self.weights))
         for batch in fitting:
             exact += batch.rows.sum(axis=0, dtype=np.float64)
@@ -262,7 +272,7 @@ class _Judge:
     def _made(
         self, batches: Sequence[Batch], factors: NDArray[Any], rounded: NDArray[Any], outliers: NDArray[Any] | None
     ) -> Iterator[NDArray[Any]]:
-        found = static_range(self.capture, factors, self.scheme)
+        found = self.range(factors)
         for batch in batches:
             made = activations(batch, factors, found) @ rounded
             yield made if outliers is None else made + batch.rows[:, outliers] @ self.weights[outliers]
