@@ -47,7 +47,12 @@ class Forked:
 
 
 def spawn(
-    function: str, arguments: Mapping[str, Any], writer: int, output: IO[bytes], scratch: str, limits: worker.Limits
+    function: str,
+    arguments: Mapping[str, Any],
+    writer: int,
+    output: IO[bytes],
+    limits: worker.Limits,
+    environment: Mapping[str, str],
 ) -> Forked:
     job = {
         "function": function,
@@ -64,7 +69,7 @@ def spawn(
         os.setsid()
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-        os.environ.update({**worker.child_environment(), "TMPDIR": scratch})
+        os.environ.update({**worker.child_environment(), **environment})
         tempfile.tempdir = None
         sys.stdin = io.TextIOWrapper(io.BytesIO(json.dumps(job).encode()))
         worker.main()
