@@ -82,7 +82,12 @@ class Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--columns", nargs="*", choices=[PLAIN, *BARE, *OWN], help="make and judge these alone")
+    parser.add_argument(
+        "--columns",
+        nargs="*",
+        choices=[PLAIN, *BARE, *OWN],
+        help="make and judge these alone, and time them beside float in launches of their own",
+    )
     parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing new after this long")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for the timing of one setting")
     parser.add_argument("--again", action="store_true", help="time again what has been timed")
@@ -113,9 +118,15 @@ def steps(name: str, given: argparse.Namespace) -> Iterator[Callable[[], None]]:
     for column in columns:
         if (made := known(name, "made", column)) and made["model"] and not known(name, "judged", column):
             yield lambda column=column: judge(name, column, place)
+    few = columns if given.columns else None
     for batch, threads in () if given.no_timing else subject.settings:
-        if given.again or not known(name, "timed", f"batch {batch}, {threads} threads"):
-            yield lambda batch=batch, threads=threads: timed(name, batch, threads, place, given.budget)
+        if given.again or not known(name, "timed", setting(batch, threads, few)):
+            yield lambda batch=batch, threads=threads: timed(name, batch, threads, place, given.budget, few)
+
+
+def setting(batch: int, threads: int, few: list[str] | None = None) -> str:
+    """What a timing is called: few columns alone are another one than all."""
+    return f"batch {batch}, {threads} threads" + (f": {', '.join(few)}" if few else "")
 
 
 def records() -> list[dict[str, Any]]:
@@ -268,8 +279,8 @@ def figures(before: Any, after: Any, labels: Any) -> dict[str, Any]:
     return found
 
 
-def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> None:
-    """All columns of a model in the same launches."""
+def timed(name: str, batch: int, threads: int, place: Path, budget: float, few: list[str] | None = None) -> None:
+    """All columns of a model, or few, in the same launches."""
     from modelops.backends import REGISTRY
     from modelops.stages._race import Contender, standings
 
@@ -278,7 +289,7 @@ def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> No
     contenders = [Contender("float", cpu, place / "float" / "model.onnx")]
     if (place / "plain.onnx").is_file():
         contenders.append(Contender("float, plain export", cpu, place / "plain.onnx"))
-    for column in subject.columns:
+    for column in few or subject.columns:
         made = known(name, "made", column)
         if made is not None and made["model"]:
             contenders.append(Contender(column, cpu, Path(made["model"])))
@@ -297,7 +308,7 @@ def timed(name: str, batch: int, threads: int, place: Path, budget: float) -> No
     note(
         name,
         "timed",
-        f"batch {batch}, {threads} threads",
+        setting(batch, threads, few),
         seconds=time.monotonic() - started,
         launches=found.launches,
         ceiling=ceiling(),
@@ -326,7 +337,7 @@ def ceiling() -> float:
 def show(name: str) -> None:
     """The table of one model, in Markdown."""
     subject = SUBJECTS[name]
-    settings = [f"batch {batch}, {threads} threads" for batch, threads in subject.settings]
+    settings = [setting(batch, threads) for batch, threads in subject.settings]
     runs = [known(name, "timed", setting) for setting in settings]
     columns = ["float", *subject.columns]
     columns = list(dict.fromkeys([*columns, *(column for run in runs if run for column in run["rows"])]))
@@ -343,6 +354,10 @@ def show(name: str) -> None:
         seconds = f"{made['seconds']:.1f} s, {made['peak_mib']:.0f} MiB" if made else ""
         speeds = [speed(run["rows"].get(column)) if run else "" for run in runs]
         print(f"| {column} | {size} | {seconds} | {accuracy(judged)} | " + " | ".join(speeds) + " |")
+    for run in {row["column"]: row for row in records() if row["subject"] == name and row["kind"] == "timed"}.values():
+        if run["column"] not in settings:
+            rows = "; ".join(f"{column} {speed(row)}" for column, row in run["rows"].items())
+            print(f"\n{run['column']}, {run['launches']} launches: {rows}")
 
 
 def accuracy(judged: dict[str, Any]) -> str:

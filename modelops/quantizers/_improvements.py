@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 # How much of the spread of an activation goes into the weights, in powers of both.
 _STRENGTHS = (0.35, 0.5, 0.6, 0.7, 0.8, 1.0)
 _NEAR = (0.5, 0.7)
-# Of so many rows one is enough to choose a strength by.
+# Of so many rows one is enough to choose a strength by, and so many columns.
 _ROUGH = 4
+_ROUGH_COLUMNS = 4096
 # A node more for every inference must save this share of the error; what is folded, hardly any.
 _WORTH: dict[Place, float] = {"multiply": 0.1, "normalization": 0.02, "values": 0.02}
 _ANY = 0.01
@@ -176,7 +177,7 @@ def _apart(best: Found, judge: _Judge, weights: NDArray[Any], strengths: Sequenc
     rough, scheme = judge.rough(), judge.scheme
     ones = np.ones(len(weights), dtype=np.float32)
     factors = ones if best.factors is None else best.factors
-    least = rough.error(factors, nearest(_scaled(weights, factors), scheme))
+    least = rough.error(factors, nearest(_scaled(rough.weights, factors), scheme))
     found = best
     energy = sum((batch.rows**2).sum(axis=0) for batch in judge.capture.fitting)
     order = np.argsort(-np.sqrt(energy) * np.abs(weights).max(axis=1), kind="stable")
@@ -186,7 +187,7 @@ def _apart(best: Found, judge: _Judge, weights: NDArray[Any], strengths: Sequenc
         outliers = np.sort(order[:count])
         for strength in strengths:
             factors = _factors(judge, weights, strength, outliers)
-            error = rough.error(factors, nearest(_scaled(weights, factors), scheme), outliers=outliers)
+            error = rough.error(factors, nearest(_scaled(rough.weights, factors), scheme), outliers=outliers)
             if error < (1 - _MORE) * least:
                 least = error
                 found = replace(best, strength=strength, factors=factors, outliers=outliers)
@@ -200,13 +201,12 @@ def _migrated(best: Found, judge: _Judge, weights: NDArray[Any], worth: float) -
     """The strength of least error, where it is worth its price."""
     rough = judge.rough()
 
-    def rounded(factors: NDArray[Any]) -> NDArray[Any]:
-        return nearest(weights / factors[:, None], judge.scheme)
+    def error_of(one: _Judge, factors: NDArray[Any]) -> float:
+        return one.error(factors, nearest(one.weights / factors[:, None], one.scheme))
 
     tried = {strength: _factors(judge, weights, strength, None) for strength in _STRENGTHS}
-    strength = min(tried, key=lambda one: rough.error(tried[one], rounded(tried[one])))
-    error = judge.error(tried[strength], rounded(tried[strength]))
-    found = replace(best, after=error, strength=strength, factors=tried[strength])
+    strength = min(tried, key=lambda one: error_of(rough, tried[one]))
+    found = replace(best, after=error_of(judge, tried[strength]), strength=strength, factors=tried[strength])
     return found if found.after < (1 - worth) * best.after else best
 
 
@@ -220,10 +220,11 @@ class _Judge:
         self._power = sum(float((exact**2).sum()) for exact in self._exact) or 1.0
 
     def rough(self) -> _Judge:
-        """One that judges by fewer rows, and by a rule that takes less time, to choose among many."""
+        """One that judges by fewer rows and columns, and by a rule that takes less time, to choose among many."""
         slow = self.scheme.rule in ("auto", "entropy")
         scheme = replace(self.scheme, rule="mse") if slow else self.scheme
-        return _Judge(self.capture.thinned(_ROUGH), self.weights, scheme)
+        step = -(-self.weights.shape[1] // _ROUGH_COLUMNS)
+        return _Judge(self.capture.thinned(_ROUGH), self.weights[:, ::step], scheme)
 
     def range(self, factors: NDArray[Any]) -> Range | None:
         """The range of the rows times ``factors``, found once."""
