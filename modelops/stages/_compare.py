@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 __all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
 
 Feed = dict[str, Any]
+Pairs = list[tuple[Feed, Feed]]
 
 
 def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32) -> list[Feed]:
@@ -109,12 +110,17 @@ def has_batch(signature: Signature) -> bool:
     return bool(BatchAxis.of(signature).inputs)
 
 
-def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench | None = None) -> list[Check]:
+def structural_checks(
+    source: Artifact,
+    candidate: Path,
+    workbench: SampleBench | None = None,
+    outputs: Callable[[], Pairs] | None = None,
+) -> list[Check]:
     """Whether a rewritten graph does what its source does: signature, outputs at several shapes, and the original.
 
     The outputs of the source model are the reference on its own inputs (see ``feeds``) and on shape corners that the
     source itself can run. Where the source carries a reference.npz, the candidate must also agree with the original
-    as well as the source's history allows.
+    as well as the source's history allows. ``outputs`` gives what ``source_outputs`` gave before.
     """
     from modelops.graphs.describe import signature
 
@@ -123,7 +129,7 @@ def structural_checks(source: Artifact, candidate: Path, workbench: SampleBench 
         return checks
     # The first inputs are those of the cases, where the source has a reference: what comes out is compared with both.
     cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
-    pairs = list(_pairs(source, workbench))
+    pairs = outputs() if outputs is not None else source_outputs(source, workbench)
     kept = []
     try:
         with running(candidate, all_cpus()) as after:
@@ -157,12 +163,13 @@ class _Played:
         return next(self._outputs)
 
 
-def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Feed, Feed]]:
+def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pairs:
     """(inputs, outputs of the source) for the source's feeds, and for the shape corners that it can run."""
+    pairs = []
     with running(source.model, all_cpus()) as session:
         for feed in feeds(source, workbench):
             try:
-                yield feed, session.run(feed)
+                pairs.append((feed, session.run(feed)))
             except StageFailed as error:
                 raise Inconclusive(
                     f"nothing can be proven, since the source can't run the inputs that were made up: {error.message}",
@@ -175,7 +182,8 @@ def _pairs(source: Artifact, workbench: SampleBench | None) -> Iterator[tuple[Fe
             except StageFailed as error:
                 log.debug("the source can't run a shape corner, or masked rows: %s", error)
                 continue
-            yield feed, wanted
+            pairs.append((feed, wanted))
+    return pairs
 
 
 def _original_checks(source: Artifact, cases: Sequence[Case], played: _Played) -> list[Check]:

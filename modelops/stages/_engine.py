@@ -23,7 +23,7 @@ from modelops.core.worker import Limits
 from modelops.errors import ResourceExhausted
 from modelops.graphs.files import size_of
 from modelops.simplifiers import REGISTRY, Pace, Simplifier
-from modelops.stages._compare import structural_checks
+from modelops.stages._compare import Pairs, source_outputs, structural_checks
 from modelops.stages._workbench import SampleBench
 
 _GIB = 1 << 30
@@ -40,6 +40,8 @@ _FREE = frozenset({"Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "F
 _FREE_COST = 0.1
 # Larger models are not loaded once more for their cost: a session takes twice the size, and minutes.
 _LARGEST_WEIGHED = 1 << 30
+# Outputs of the source that are kept for the next candidate.
+_REMEMBERED_BYTES = 256 << 20
 # Engines copy whole models again and again. With large pages, which glibc then asks for, onnxslim on MiniLM has 45
 # thousand page faults instead of 620 thousand. Other C libraries pass this over.
 _LARGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -71,6 +73,7 @@ class EngineBench(SampleBench):
         self._ends = time.monotonic() + allowance.wall_seconds
         self._numbers = itertools.count(1)
         self._judged: dict[str, list[Check]] = {}
+        self._pairs: Pairs | None = None
 
     def side_by_side(self, works: Sequence[Callable[[], None]], needs: Sequence[int]) -> None:
         """Do all works: those that fit beside each other into memory in parallel, then the others one by one."""
@@ -156,8 +159,19 @@ class EngineBench(SampleBench):
         key = cache.sha256_of(candidate) + (cache.sha256_of(data) if data.is_file() else "")
         if key not in self._judged:
             size = size_check(self.source.size, size_of(candidate))
-            self._judged[key] = [*structural_checks(self.source, candidate, self), size]
+            # A file that grew is out, whatever it gives.
+            proof = structural_checks(self.source, candidate, self, self._outputs) if size else []
+            self._judged[key] = [*proof, size]
         return self._judged[key]
+
+    def _outputs(self) -> Pairs:
+        """What the source gives; it runs once for all candidates, unless that is too much to keep."""
+        if self._pairs is not None:
+            return self._pairs
+        pairs = source_outputs(self.source, self)
+        arrays = [array for pair in pairs for feed in pair for array in feed.values()]
+        self._pairs = pairs if sum(getattr(array, "nbytes", 0) for array in arrays) <= _REMEMBERED_BYTES else None
+        return pairs
 
     def _call(self, function: str, arguments: Mapping[str, Any], limits: Limits, what: str) -> worker.Outcome:
         try:
