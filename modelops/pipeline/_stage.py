@@ -196,6 +196,14 @@ def _refuse_overlap(source: str, target: Path) -> None:
         raise UsageError(f"the source {source} lies inside {target}", hint="choose another place for OUT")
 
 
+def _refuse_within(stage: Stage, target: Path) -> None:
+    """What a stage writes apart can't lie in the target, which is put in place as a whole."""
+    there = Path(os.path.realpath(target))
+    for path in stage.outputs():
+        if there in Path(os.path.realpath(path)).parents:
+            raise UsageError(f"{path} lies inside {target}, which is written as a whole", hint="choose another place")
+
+
 def _already(work: Work, target: Path) -> Outcome | None:
     """The outcome in place when the target is this very work's result; UsageError when it is something else."""
     if not os.path.lexists(target):
@@ -233,6 +241,7 @@ def kept(artifact: Artifact) -> Outcome:
 
 def execute(work: Work, target: Path, *, force: bool, surroundings: Surroundings) -> Outcome:
     """Run the work in a worker on a draft of ``target``, and publish the draft when its report allows it."""
+    _refuse_within(work.stage, target)
     source_size = work.source.size if isinstance(work.source, Artifact) else _source_bytes(work)
     with drafting(target, force=force) as publication:
         result = worker.call(

@@ -13,8 +13,10 @@ from modelops.pruners._segments import Parts, Segment
 
 Feed = dict[str, Any]
 Digest = Callable[[int, Feed], Any]
-# Samples that run at a time: few, so that the values of wide layers fit into memory.
-_ROWS = 4
+# Samples that run at a time: few, so that the values of wide layers fit into memory; more of those that are short, as
+# sentences are.
+_ROWS, _SHORT_ROWS = 4, 16
+_SHORT = 256
 
 
 class Flight:
@@ -103,8 +105,10 @@ def small(batches: Iterable[Feed], axis: BatchAxis) -> Iterator[Feed]:
         if axis.symbol is None:
             yield feed
             continue
-        for first in range(0, axis.rows(feed), _ROWS):
-            part = slice(first, first + _ROWS)
+        longest = max(array[:1].size for name, array in feed.items() if name in axis.inputs)
+        rows = _SHORT_ROWS if longest <= _SHORT else _ROWS
+        for first in range(0, axis.rows(feed), rows):
+            part = slice(first, first + rows)
             yield {name: array[part] if name in axis.inputs else array for name, array in feed.items()}
 
 

@@ -254,6 +254,8 @@ class _Job:
             apart.mkdir(parents=True, exist_ok=True)
         _curve.write(draft.file if apart is None else apart.joinpath, quality, points)
         self.details["curve"] = points
+        unsure = next((point["name"] for point in points if point["interval"] is None), None)
+        self.notes += [f"{_curve.DATA}: {remark}" for remark in (found.remarks(unsure) if unsure else ())]
         best = f"{quality.name} {points[0]['quality']:.4g} to {points[-1]['quality']:.4g}"
         where = f" in {apart}" if apart is not None else ""
         self.notes.append(

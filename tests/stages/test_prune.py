@@ -337,6 +337,28 @@ def test_curve_is_kept_where_the_model_is_not(tmp_path: Path, monkeypatch: pytes
         assert any("--curve-to FOLDER keeps them" in note for note in report.notes)
 
 
+def test_curve_that_could_not_be_timed_well_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from modelops.stages import _curve, _gain
+
+    monkeypatch.setattr(_curve, "POINTS", 2)
+    monkeypatch.setattr(_gain, "_FEWEST", 99)
+    source = artifact(feed_forward(), tmp_path)
+    options = {"method": {"name": "channels", "round_to": 1}, "curve": "0.1..0.3", "speed_budget": 1.0}
+    with pruned(source, **options) as (report, _):
+        assert all(point["interval"] is None for point in report.details["curve"])
+        assert any(note.startswith("curve.json: ") for note in report.notes), "few launches, or a busy machine"
+
+
+def test_place_for_a_curve_inside_the_target_is_refused_at_the_start(tmp_path: Path) -> None:
+    from modelops.pipeline import load_stage, run_stage
+
+    source = artifact(chain(), tmp_path)
+    stage = load_stage("prune", {"curve": "0.1..0.3", "curve_to": str(tmp_path / "out" / "curve")})
+    with pytest.raises(UsageError, match="lies inside"):
+        run_stage(stage, str(source.path), tmp_path / "out")
+
+
 def test_place_for_a_curve_without_a_curve_is_a_usage_error(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="--curve-to is where a curve goes"),
