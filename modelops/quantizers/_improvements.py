@@ -350,7 +350,7 @@ def apply(graph: ir.Graph, site: Site, found: Found) -> tuple[dict[str, Any], st
         stop = start + product.shape[1]
         if weights is not None:
             part = weights[:, start:stop]
-            replace_input(graph, product.node, 1, part.T if product.transposed else part)
+            replace_input(graph, product.node, 1, part.T if product.stored else part)
         if found.shift is not None:
             _biases.add(graph, product, found.shift[start:stop])
         start = stop

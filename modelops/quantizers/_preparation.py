@@ -42,20 +42,24 @@ def _optimized(source: Path, place: Path) -> onnx.ModelProto:
     import onnx
 
     before = onnx.load(str(source), load_external_data=False)
-    model = _optimize(source, place, [])
+    beside = size_of(source) > _EXTERNAL_ABOVE or any(
+        tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in before.graph.initializer
+    )
+    model = _optimize(source, place, [], beside=beside)
     if _count(model, "Reshape") > _count(before, "Reshape"):
         # MatMul and Add of three dimensions have become Gemm between two Reshapes each: more nodes, and slower.
-        model = _optimize(source, place, ["MatMulAddFusion"])
+        model = _optimize(source, place, ["MatMulAddFusion"], beside=beside)
     return model
 
 
-def _optimize(source: Path, place: Path, without: Sequence[str]) -> onnx.ModelProto:
+def _optimize(source: Path, place: Path, without: Sequence[str], *, beside: bool) -> onnx.ModelProto:
+    """``beside`` writes weights to a file of their own: else those that lay in one would still be looked for there."""
     import onnx
 
     from modelops.graphs import runs
 
     config = {"optimization.disable_specified_optimizers": ";".join(without)} if without else {}
-    if size_of(source) > _EXTERNAL_ABOVE:
+    if beside:
         config["session.optimized_model_external_initializers_file_name"] = f"{place.name}.data"
     place.unlink(missing_ok=True)
     runs.session(source, optimization="basic", config=config, optimized=place).close()

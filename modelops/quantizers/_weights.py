@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from modelops.quantizers._improvements import Improved
 
 
+_STANDARD = ("", "ai.onnx")
+_DOMAINS = {"MatMul": _STANDARD, "Gemm": _STANDARD, "FusedMatMul": ("com.microsoft",)}
+
+
 @dataclass(frozen=True)
 class Product:
     """``y = x · W (+ bias)``: W is K×N once ``transposed`` is undone, ``bias`` is a value to add."""
@@ -31,6 +35,16 @@ class Product:
     @property
     def name(self) -> str:
         return str(self.node.name)
+
+    @property
+    def op(self) -> str:
+        """The standard's name of the operator."""
+        return str(self.node.op_type).removeprefix("Fused")
+
+    @property
+    def stored(self) -> bool:
+        """Whether the node itself reads the weight transposed, with no other node that turns it."""
+        return self.transposed and self.node.op_type != "MatMul"
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -52,18 +66,35 @@ class Product:
 
 
 def products(graph: ir.Graph) -> Iterator[Product]:
-    """Every MatMul and plain Gemm of the main graph whose second operand is a float32 matrix kept in the file."""
+    """Every product of the main graph whose second operand is a float32 matrix kept in the file.
+
+    That is a MatMul, also of a matrix that a Transpose turns (the tied weights of language models), a plain Gemm, or
+    onnxruntime's FusedMatMul of both.
+    """
     for node in list(graph):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if weight is None or node.domain not in _DOMAINS.get(node.op_type, ()):
             continue
-        weight = node.inputs[1]
-        if weight is None or not _is_matrix(weight):
+        if node.op_type == "MatMul" and (turned := _turned(weight)) is not None:
+            yield Product(node, turned, True, None)
+        if not _is_matrix(weight):
             continue
         if node.op_type == "MatMul":
             yield Product(node, weight, False, None)
-        elif _is_plain(node):
+        elif node.op_type == "Gemm" and _is_plain(node):
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             yield Product(node, weight, bool(_int(node, "transB", 0)), bias)
+        elif node.op_type == "FusedMatMul" and _is_plain(node) and not _int(node, "transBatchA", 0):
+            yield Product(node, weight, bool(_int(node, "transB", 0)), None)
+
+
+def _turned(value: ir.Value) -> ir.Value | None:
+    """The matrix in the file that a value is the transpose of."""
+    node = value.producer()
+    if node is None or node.op_type != "Transpose" or node.domain not in _STANDARD:
+        return None
+    inner = node.inputs[0]
+    return inner if inner is not None and _is_matrix(inner) else None
 
 
 def _is_matrix(value: ir.Value) -> bool:
@@ -157,7 +188,7 @@ def opened(
         place, fusions, note = fused(source, scratch, excluded)
         notes.append(note)
         model = read(place) if fusions else model
-    chosen = [p for p in products(model.graph) if p.node.op_type in ops and p.name not in excluded | kept]
+    chosen = [p for p in products(model.graph) if p.op in ops and p.name not in excluded | kept]
     names = [product.name for product in chosen]
     improvements: list[dict[str, Any]] = []
     if improve is not None and names:

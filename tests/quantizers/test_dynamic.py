@@ -140,3 +140,29 @@ def test_a_graph_without_weights_has_nothing_to_quantize(tmp_path: Path) -> None
     with pytest.raises(GateFailed, match="nothing to quantize"):
         quantized(source, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_head_that_shares_its_weights_with_the_embedding_is_integer_too(tmp_path: Path, fused: bool) -> None:
+    """GPT-2 reads one table twice: rows of it for tokens, and all of it, transposed, for logits."""
+    head = (
+        "y = com.microsoft.FusedMatMul <transB = 1> (h, table)"
+        if fused
+        else "turned = Transpose <perm = [1, 0]> (table)\n        y = MatMul (h, turned)"
+    )
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+    net (int64[n, t] ids) => (float[n, t, 160] y) {{
+        rows = Gather (table, ids)
+        h = MatMul (rows, w)
+        {head}
+    }}"""
+    constants = {"table": weights(160, 32, seed=1), "w": weights(32, 32, seed=2)}
+    source = model_of(text, constants, tmp_path / "tied.onnx")
+    (tmp_path / "scratch").mkdir()
+    data = {"ids": np.random.default_rng(3).integers(0, 160, size=(32, 8))}
+    target = tmp_path / "out.onnx"
+    done = Dynamic().quantize(source, target, Bench(tmp_path / "scratch", data))  # type: ignore[arg-type]
+    assert operators(target)["MatMulInteger"] == 2 and not {"Transpose", "FusedMatMul"} & set(operators(target))
+    assert all(array.size < 160 * 32 for array in arrays(target).values() if array.dtype == np.float32)
+    assert done.details["quantized"] == {"products": 2, "tables": 1}
+    assert sqnr(outputs(source, data), outputs(target, data)) > 30

@@ -208,3 +208,20 @@ def test_an_even_sample_finds_ranges_that_are_as_good(
     assert whole.read_bytes() != sampled.read_bytes()
     exact = outputs(conv_net, images)
     assert sqnr(exact, outputs(sampled, images)) > sqnr(exact, outputs(whole, images)) - 1.5
+
+
+def test_weights_that_lie_beside_the_model_are_found(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 64] x) => (float[n, 64] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"""
+    inline = model_of(text, {"w1": weights(64, 64), "w2": weights(64, 64, seed=1)}, tmp_path / "inline.onnx")
+    beside = tmp_path / "beside" / "model.onnx"
+    beside.parent.mkdir()
+    onnx.save_model(onnx.load(inline), beside, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    data = {"x": np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)}
+    made = []
+    for source in (inline, beside):
+        scratch = tmp_path / f"scratch-{source.stem}"
+        scratch.mkdir()
+        made.append(tmp_path / f"{source.stem}.int8.onnx")
+        Static().quantize(source, made[-1], Bench(scratch, data))  # type: ignore[arg-type]
+    assert np.array_equal(*(outputs(model, data) for model in made))
