@@ -272,9 +272,31 @@ def _with_outputs(model: onnx.ModelProto, nodes: Sequence[Any], outputs: Sequenc
     del grown.graph.output[:]
     in_order(grown, nodes)
     grown.graph.output.extend(outputs)
+    _without_idle(grown.graph)
     with tool("writing the calibration graph"):
         save(grown, place)
     return place
+
+
+def _without_idle(graph: onnx.GraphProto) -> None:
+    """Remove the nodes that no output depends on: onnxruntime would run them all the same."""
+    needed, kept = {value.name for value in graph.output}, []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            kept.append(type(node).FromString(node.SerializeToString()))
+            needed.update(_read_by(node))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that a node reads, inside its branches and loops too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from (value.name for value in inner.output)
+            for one in inner.node:
+                yield from _read_by(one)
 
 
 def in_order(model: onnx.ModelProto, nodes: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from quantizer_models import Bench, arrays, constant_graph, model_of, operators,
 
 from modelops.core import machine
 from modelops.errors import GateFailed, InputRefused, UsageError
-from modelops.quantizers._calibration import step_of
+from modelops.quantizers._calibration import _without_idle, step_of
 from modelops.quantizers.static import Static
 
 
@@ -225,3 +225,19 @@ def test_weights_that_lie_beside_the_model_are_found(tmp_path: Path) -> None:
         made.append(tmp_path / f"{source.stem}.int8.onnx")
         Static().quantize(source, made[-1], Bench(scratch, data))  # type: ignore[arg-type]
     assert np.array_equal(*(outputs(model, data) for model in made))
+
+
+def test_looking_at_values_runs_no_more_of_the_graph_than_they_need() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n] x, bool c) => (float[n] z) {
+        a = Relu (x)
+        inside = Neg (x)
+        y = If (c) <then_branch = t () => (float[n] p) { p = Abs (inside) },
+                    else_branch = e () => (float[n] q) { q = Identity (a) }>
+        late = Exp (y)
+        z = Add (late, inside)
+    }"""
+    graph = onnx.parser.parse_model(text).graph
+    graph.output[0].name = "y"
+    _without_idle(graph)
+    assert [node.op_type for node in graph.node] == ["Relu", "Neg", "If"]
