@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelops.core.ahead import ahead
 from modelops.core.blas import one_blas_thread
@@ -145,22 +145,31 @@ class State:
         self.weight = self.weight[rest] - cross.T @ solved[:, :outputs]
         self.inverse = self.inverse[np.ix_(rest, rest)]
         self.inverse -= cross.T @ solved[:, outputs:]
-        places = np.zeros(int(self.inputs.max()) + 1, np.int64)
+        places = np.zeros(len(taken) + len(rest), np.int64)
         places[rest] = np.arange(len(rest))
         self.inputs = places[self.inputs]
 
 
-def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """That of a positive definite matrix, with half the work and memory that any other one takes."""
+def _inverse(moment: NDArray[np.float64]) -> NDArray[np.float64]:
+    """That of second moments, damped: more where they are rounded so much that they have none."""
     import numpy as np
 
-    triangle = np.linalg.cholesky(matrix)
-    _invert(triangle)
-    found: NDArray[np.float64] = triangle.T @ triangle
-    return found
+    diagonal = np.arange(len(moment))
+    plain = np.maximum(moment[diagonal, diagonal], 0.0)
+    damping = _DAMPING
+    while True:
+        moment[diagonal, diagonal] = (1 + damping) * plain + 1e-5 * damping * float(plain.mean())
+        try:
+            triangle = np.linalg.cholesky(moment)
+        except np.linalg.LinAlgError:
+            damping *= 10
+            continue
+        _invert(triangle)
+        found: NDArray[np.float64] = triangle.T @ triangle
+        return found
 
 
-def _invert(triangle: NDArray[np.float64]) -> None:
+def _invert(triangle: NDArray[Any]) -> None:
     """Invert a lower triangle in place, block by block."""
     import numpy as np
 
@@ -208,11 +217,8 @@ class _Moments:
         moment = np.load(self._place(name), allow_pickle=False).astype(np.float64)
         weight = refit.matrix().astype(np.float64)
         variance = max(self._variances[name], float(np.sum(weight * (moment @ weight))))
-        if not variance > 0:
+        if not (variance > 0 and moment.diagonal().max() > 0 and np.isfinite(moment).all()):
             return None
-        diagonal = np.arange(len(moment))
-        moment[diagonal, diagonal] *= 1 + _DAMPING
-        moment[diagonal, diagonal] += 1e-7 * float(moment[diagonal, diagonal].mean())
         return State(_inverse(moment), weight, self._inputs(refit, group), variance)
 
     def _place(self, name: str) -> Path:
@@ -248,6 +254,7 @@ def _collected(flight: Flight, some: list[Refit]) -> Iterator[tuple[NDArray[np.f
 
     rows = [Rows(refit, -(-rows_wanted(refit) // flight.samples), masked=flight.masked) for refit in some]
     sums = [Sums(len(refit.matrix()) + 1) for refit in some]
+    shifts: list[NDArray[np.float32] | None] = [None] * len(some)
     spreads = [Moments() for _ in some]
     wanted = [name for refit in some for name in (refit.reads, str(refit.node.outputs[0].name), refit.ends_in)]
 
@@ -265,6 +272,12 @@ def _collected(flight: Flight, some: list[Refit]) -> Iterator[tuple[NDArray[np.f
 
     for batch in flight.advance([str(refit.node.name) for refit in some], list(dict.fromkeys(wanted)), told):
         for k, (wide, spread) in enumerate(batch):
+            if some[k].bias is not None:
+                # About a value near the mean, so that nothing is lost where that is far larger than what varies.
+                shift = shifts[k]
+                if shift is None:
+                    shift = shifts[k] = np.append(wide[:, :-1].mean(0), 0).astype(np.float32)
+                wide -= shift
             sums[k].add(wide, wide[:, :0])
             spreads[k].add(spread)
     for refit, each, spread in zip(some, sums, spreads, strict=True):
