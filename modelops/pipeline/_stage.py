@@ -128,7 +128,7 @@ def opened(source: str, surroundings: Surroundings, *, evidence: bool = False) -
             worker.call(
                 "modelops.pipeline._job:wrap",
                 {"path": str(path.absolute()), "target": str(place)},
-                limits=surroundings.limits(Stage(), path.stat().st_size),
+                limits=surroundings.limits(Stage(), _bytes_of(path)),
                 what=f"reading {path}",
                 log_to=surroundings.log_to,
             )
@@ -138,6 +138,12 @@ def opened(source: str, surroundings: Surroundings, *, evidence: bool = False) -
     if not evidence:
         _ = artifact.model
     yield artifact
+
+
+def _bytes_of(model: Path) -> int:
+    """The size of a bare .onnx file with the weights that lie beside it: of files whose names begin as its own does."""
+    files = [file for file in model.parent.iterdir() if file.name.startswith(model.stem) and file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 @contextlib.contextmanager
