@@ -49,7 +49,9 @@ def _body(lean: Lean, graph: onnx.GraphProto, outer: dict[str, str]) -> str:
         known[tensor.name] = _tensor(lean, tensor)
     inputs = []
     for number, value in enumerate(graph.input):
-        inputs.append(_digest(value.name if not outer else str(number), _type(value), known.get(value.name, "")))
+        # Of a body in a body, those of the outer one are other values, though they stand at the same place.
+        place = value.name if not outer else f"{outer['']}{number}"
+        inputs.append(_digest(place, _type(value), known.get(value.name, "")))
         known[value.name] = inputs[-1]
     nodes = []
     for node in graph.node:
@@ -76,7 +78,8 @@ def _attribute(lean: Lean, attribute: onnx.AttributeProto, known: dict[str, str]
         raise _Unknown
     if attribute.HasField("g") or attribute.graphs:
         graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-        return _digest(*head, *(_body(lean, graph, {"": "", **known}) for graph in graphs))
+        inside = {**known, "": f"{known.get('', '')}inside "}
+        return _digest(*head, *(_body(lean, graph, inside) for graph in graphs))
     if attribute.HasField("t") or attribute.tensors:
         tensors = [attribute.t] if attribute.HasField("t") else list(attribute.tensors)
         return _digest(*head, *(_tensor(lean, tensor) for tensor in tensors))

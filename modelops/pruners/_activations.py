@@ -75,7 +75,7 @@ class Moments:
 
         axis %= array.ndim
         channels = array.shape[axis]
-        blocks = array.reshape(math.prod(array.shape[:axis]), channels, -1)
+        blocks = array.reshape(math.prod(array.shape[:axis]), channels, math.prod(array.shape[axis + 1 :]))
         sums, squares = np.zeros(channels), np.zeros(channels)
         step = max(1, _ELEMENTS // max(1, blocks[:1].size))
         for first in range(0, len(blocks), step):

@@ -272,6 +272,8 @@ def _collected(flight: Flight, some: list[Refit]) -> Iterator[tuple[NDArray[np.f
 
     for batch in flight.advance([str(refit.node.name) for refit in some], list(dict.fromkeys(wanted)), told):
         for k, (wide, spread) in enumerate(batch):
+            if not len(wide):  # nothing but padding
+                continue
             if some[k].bias is not None:
                 # About a value near the mean, so that nothing is lost where that is far larger than what varies.
                 shift = shifts[k]

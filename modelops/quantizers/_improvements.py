@@ -87,6 +87,7 @@ class Site:
     def alone(self) -> bool:
         """Whether no other node reads these weights."""
         nodes = {id(product.node) for product in self.products}
+        nodes |= {id(node) for product in self.products for node in product.turns if set(_read(node)) <= nodes}
         return all(id(node) in nodes for product in self.products for node in product.weight.consumers())
 
 
@@ -102,6 +103,14 @@ class Found:
     shift: NDArray[Any] | None = None
     found: Range | None = None
     outliers: NDArray[Any] | None = None
+
+
+def _read(node: ir.Node) -> Iterator[int]:
+    """The nodes that read what a node gives; one more where the model gives it out."""
+    for value in node.outputs:
+        yield from (id(reader) for reader in value.consumers())
+        if value.is_graph_output():
+            yield -1
 
 
 def sites(products: Sequence[Product]) -> list[Site]:

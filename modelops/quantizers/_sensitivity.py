@@ -152,6 +152,7 @@ def switched(
     grown.CopyFrom(model)
     numbers = {node.name: number for number, node in enumerate(nodes)}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights |= _turned(model, weights)
     body: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.name not in numbers:
@@ -168,6 +169,19 @@ def switched(
     grown.graph.node.extend(body)
     grown.graph.input.append(helper.make_tensor_value_info(_SWITCH, onnx.TensorProto.INT64, []))
     return grown
+
+
+def _turned(model: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, onnx.TensorProto]:
+    """The matrices that a Transpose makes of weights, by the name of what it gives."""
+    from onnx import numpy_helper
+
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in weights and len(weights[node.input[0]].dims) == 2:
+            order = next((list(item.ints) for item in node.attribute if item.name == "perm"), [1, 0])
+            array = numpy_helper.to_array(weights[node.input[0]]).transpose(order)
+            found[node.output[0]] = numpy_helper.from_array(array, node.output[0])
+    return found
 
 
 def _branch(nodes: Sequence[onnx.NodeProto], node: onnx.NodeProto, name: str) -> onnx.GraphProto:

@@ -47,6 +47,12 @@ class Product:
         return self.transposed and self.node.op_type != "MatMul"
 
     @property
+    def turns(self) -> tuple[ir.Node, ...]:
+        """The node that turns the weight for this one, where there is such a node."""
+        maker = self.node.inputs[1].producer() if self.node.inputs[1] is not None else None
+        return () if maker is None else (maker,)
+
+    @property
     def key(self) -> tuple[str, bool]:
         """Equal for products that share their weights."""
         return str(self.weight.name), self.transposed
@@ -93,8 +99,9 @@ def _turned(value: ir.Value) -> ir.Value | None:
     node = value.producer()
     if node is None or node.op_type != "Transpose" or node.domain not in _STANDARD:
         return None
-    inner = node.inputs[0]
-    return inner if inner is not None and _is_matrix(inner) else None
+    inner, order = node.inputs[0], node.attributes.get("perm")
+    turns = order is None or list(order.as_ints()) == [1, 0]
+    return inner if turns and inner is not None and _is_matrix(inner) else None
 
 
 def _is_matrix(value: ir.Value) -> bool:

@@ -22,6 +22,8 @@ from modelops.simplifiers._changes import changes
 
 # Chains that bring in onnxruntime's own operators, with --fuse: the first finds attention in what torch's newer
 # exporter writes, the others in what the older one does.
+# What a file has to lose to be worth having where its graph is the source's own.
+_SMALLER = 0.01
 _FUSERS = ("onnxscript-fusions", "onnxslim+onnxscript-fusions", "onnxruntime-transformers")
 # What makes one graph simpler than another: the cost of what onnxruntime makes of it, nodes, bytes.
 Rank = tuple[float, int, int]
@@ -216,11 +218,12 @@ def _attempt(one: _Attempt, source: Path, workbench: Arena) -> None:
         if made is None:
             one.drop("not better", "it changed nothing")
             return
-        cost = math.nan if made["cost"] is None else float(made["cost"])
+        weighed = workbench.cost(one.place) if made["changed"] and made["cost"] is None else made["cost"]
+        cost = math.nan if weighed is None else float(weighed)
         one.rank = (cost, int(made["nodes"]), int(made["bytes"]))
         one.found |= {key: made[key] for key in ("nodes", "bytes")}
         one.found["operators"] = changes(_operators(source), made["operators"])
-        if made["same"]:
+        if made["same"] and one.rank[2] > (1 - _SMALLER) * _size(source):
             one.drop("not better", "the same graph")
     except ModelOpsError as error:
         one.drop(error.code, error.message)

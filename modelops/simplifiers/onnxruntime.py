@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +27,16 @@ class Onnxruntime(Simplifier):
     )
 
     def simplify(self, source: Path, target: Path, workbench: Arena) -> Done:
+        with tempfile.TemporaryDirectory(prefix="modelops-onnxruntime-") as folder:
+            self._optimized(source, target, Path(folder) / "raw.onnx")
+        if self.level == "extended":
+            return Done(notes=("the graph may hold operators that only onnxruntime knows",))
+        return Done()
+
+    def _optimized(self, source: Path, target: Path, raw: Path) -> None:
+        """Write what the optimiser makes, by way of ``raw``."""
         from modelops.graphs import files
 
-        raw = target.with_name(f"{target.stem}-raw.onnx")
         with tool("onnxruntime", hint="try another --engine"):
             import onnxruntime as ort
 
@@ -41,7 +49,8 @@ class Onnxruntime(Simplifier):
             options.intra_op_num_threads = 1
             options.log_severity_level = 3
             data = source.with_name(f"{source.name}.data")
-            if source.stat().st_size + (data.stat().st_size if data.is_file() else 0) > _EXTERNAL_ABOVE:
+            # Weights that lay beside the source would still be looked for there.
+            if data.is_file() or source.stat().st_size > _EXTERNAL_ABOVE:
                 for key, value in (
                     ("session.optimized_model_external_initializers_file_name", f"{raw.name}.data"),
                     ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
@@ -55,6 +64,3 @@ class Onnxruntime(Simplifier):
             # onnxruntime declares every domain that it knows, used or not.
             passes.RemoveUnusedOpsetsPass()(model)
         files.save(model, target)
-        if self.level == "extended":
-            return Done(notes=("the graph may hold operators that only onnxruntime knows",))
-        return Done()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,19 @@ class OnnxruntimeTransformers(Simplifier):
         from modelops.graphs.describe import summary
         from modelops.graphs.fusions import DOMAIN
 
-        raw = target.with_name(f"{target.stem}-raw.onnx")
+        with tempfile.TemporaryDirectory(prefix="modelops-transformers-") as folder:
+            raw = Path(folder) / "raw.onnx"
+            self._fused(source, raw)
+            counts = brought_in(summary(source)["operators"], summary(raw)["operators"], DOMAIN)
+            if not counts:
+                return Done(notes=("no pattern of a transformer was found",))
+            files.rewrite(raw, target)
+        return Done(details={"fusions": counts})
+
+    def _fused(self, source: Path, raw: Path) -> None:
+        """Write what the scripts make."""
+        from modelops.graphs import files
+
         with tool("onnxruntime.transformers", hint="try another --engine"):
             from onnxruntime.transformers import optimizer
             from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
@@ -51,8 +64,3 @@ class OnnxruntimeTransformers(Simplifier):
                 use_gpu=False,
             )
             model.save_model_to_file(str(raw), use_external_data_format=files.size_of(source) > _EXTERNAL_ABOVE)
-        counts = brought_in(summary(source)["operators"], summary(raw)["operators"], DOMAIN)
-        if not counts:
-            return Done(notes=("no pattern of a transformer was found",))
-        files.rewrite(raw, target)
-        return Done(details={"fusions": counts})

@@ -40,6 +40,7 @@ _FREE = frozenset({"Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "F
 _FREE_COST = 0.1
 # Larger models are not loaded once more for their cost: a session takes twice the size, and minutes.
 _LARGEST_WEIGHED = 1 << 30
+_WEIGHED_INSIDE = 128 << 20
 # Outputs of the source that are kept for the next candidate.
 _REMEMBERED_BYTES = 256 << 20
 # Engines copy whole models again and again. With large pages, which glibc then asks for, onnxslim on MiniLM has 45
@@ -230,12 +231,11 @@ def _made(model: Path, beside: Path) -> dict[str, Any]:
     changed = found["operators"] != operators
     same = not changed and (digest := computation(model)) != "" and digest == computation(beside)
     cost = None
-    if changed and size_of(model) > _LARGEST_WEIGHED:
-        cost = weight(found["operators"])
-    elif changed:
+    # A large one is weighed apart: what the engine still holds leaves less room.
+    if changed and size_of(model) <= _WEIGHED_INSIDE:
         cost = loaded(str(model), str(model.with_name(f"{model.name}-loaded.onnx")))
     made = {"nodes": found["nodes"], "bytes": size_of(model), "operators": found["operators"]}
-    return {**made, "same": same, "cost": cost}
+    return {**made, "changed": changed, "same": same, "cost": cost}
 
 
 def loaded(model: str, place: str) -> float:

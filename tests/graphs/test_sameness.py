@@ -91,6 +91,23 @@ def test_names_order_remarks_and_where_weights_lie_do_not_matter(tmp_path: Path)
     assert found(model, tmp_path) == computation(place) != ""
 
 
+def test_the_counter_of_a_loop_is_not_that_of_the_loop_around_it(tmp_path: Path) -> None:
+    def looped(read: str) -> ModelProto:
+        text = f"""<ir_version: 10, opset_import: ["" : 18]>
+        net (int64 n, bool go, int64 x) => (int64 z) {{
+            z = Loop (n, go, x) <body = outer (int64 i, bool c, int64 a) => (bool c1, int64 b) {{
+                c1 = Identity (c)
+                b = Loop (n, go, a) <body = inner (int64 j, bool d, int64 e) => (bool d1, int64 f) {{
+                    d1 = Identity (d)
+                    f = Add (e, {read})
+                }}>
+            }}>
+        }}"""
+        return onnx.parser.parse_model(text)
+
+    assert found(looped("i"), tmp_path) != found(looped("j"), tmp_path)
+
+
 @pytest.mark.parametrize("what", ["random", "undefined"])
 def test_a_graph_that_can_not_be_told_apart_has_none(what: str, tmp_path: Path) -> None:
     model = net()

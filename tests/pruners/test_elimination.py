@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from modelops.pruners._activations import Moments
 from modelops.pruners._elimination import State, _inverse
 from modelops.pruners._equations import Sums
 
@@ -44,3 +45,9 @@ def test_sums_of_rows_that_come_bit_by_bit_are_those_of_all() -> None:
     assert sums.rows == 2500
     assert np.allclose(sums.xx, x.T.astype(float) @ x, atol=1e-2)
     assert np.allclose(sums.xy, x.T.astype(float) @ y, atol=1e-2)
+
+
+def test_a_batch_of_nothing_but_padding_adds_nothing() -> None:
+    seen = Moments.of(np.arange(12, dtype=np.float32).reshape(4, 3), 1)
+    seen.add(Moments.of(np.zeros((0, 3), np.float32), 1))
+    assert np.allclose(seen.variance(), [11.25] * 3)

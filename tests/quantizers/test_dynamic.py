@@ -142,6 +142,30 @@ def test_a_graph_without_weights_has_nothing_to_quantize(tmp_path: Path) -> None
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_a_transpose_that_turns_nothing_is_not_taken_for_one_that_does(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 32] x) => (float[n, 32] y) { same = Transpose <perm = [0, 1]> (w)  y = MatMul (x, same) }"""
+    source = model_of(text, {"w": weights(32, 32)}, tmp_path / "same.onnx")
+    with pytest.raises(GateFailed, match="nothing to quantize"):
+        quantized(source, tmp_path / "out.onnx")
+
+
+def test_weights_that_only_their_own_transpose_reads_are_improved_and_measured(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 64] x) => (float[n, 48] y) { turned = Transpose (w)  y = MatMul (x, turned) }"""
+    source = model_of(text, {"w": weights(48, 64)}, tmp_path / "turned.onnx")
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    x[:, :2] *= 50
+    (tmp_path / "scratch").mkdir()
+    target = tmp_path / "out.onnx"
+    done = Dynamic(explain=True).quantize(source, target, Bench(tmp_path / "scratch", {"x": x}))  # type: ignore[arg-type]
+    line = done.details["improvements"][0]
+    assert line["after_db"] > line["before_db"] + 6
+    found = sqnr(outputs(source, {"x": x}), outputs(target, {"x": x}))
+    assert found > line["before_db"] + 3
+    assert done.details["sensitivity"][0]["error_db"] == pytest.approx(done.metrics[-1].value, abs=1)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_head_that_shares_its_weights_with_the_embedding_is_integer_too(tmp_path: Path, fused: bool) -> None:
     """GPT-2 reads one table twice: rows of it for tokens, and all of it, transposed, for logits."""

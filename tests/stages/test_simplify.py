@@ -166,6 +166,24 @@ def test_auto_takes_the_same_graph_with_other_names_for_no_better_one(
         assert report.details["attempts"][0]["reason"] == "the same graph"
 
 
+def test_auto_takes_the_same_graph_in_a_smaller_file(tmp_path: Path, fake: Callable[[str, str], None]) -> None:
+    model = onnx.load(wordy(tmp_path / "source.onnx"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((300, 300), np.float32), "unused"))
+    onnx.save(model, tmp_path / "source.onnx")
+    fake("onnxslim", "import onnx\nmodel = onnx.load(source)\ndel model.graph.initializer[-1]\nreturn model")
+    with simplified(
+        wrap(tmp_path / "source.onnx", tmp_path / "source"), engine={"name": "auto", "engines": ["onnxslim"]}
+    ) as (report, result):
+        assert report and report.details["chosen"] == "onnxslim"
+        assert result.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("engine", [name for name in REGISTRY.names() if name != "auto"])
+def test_an_engine_leaves_nothing_beside_its_model(source: Artifact, engine: str) -> None:
+    with simplified(source, engine=engine) as (_, model):
+        assert {place.name for place in model.parent.iterdir()} == {"model.onnx"}
+
+
 @pytest.mark.parametrize(
     ("body", "error", "text"),
     [
