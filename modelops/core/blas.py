@@ -6,6 +6,13 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Up to this many rows a triangle is inverted as a whole.
+_TRIANGLE = 64
 
 
 @contextlib.contextmanager
@@ -35,3 +42,16 @@ def one_blas_thread() -> Iterator[None]:
     finally:
         for change, before in controls:
             change(before)
+
+
+def invert_triangle(triangle: NDArray[Any]) -> None:
+    """Invert a lower triangle (n × n) in place, by halves: an eighth of the work of a general inverse."""
+    import numpy as np
+
+    half = len(triangle) // 2
+    if len(triangle) <= _TRIANGLE:
+        triangle[:] = np.linalg.inv(triangle)
+        return
+    invert_triangle(triangle[:half, :half])
+    invert_triangle(triangle[half:, half:])
+    triangle[half:, :half] = -(triangle[half:, half:] @ triangle[half:, :half] @ triangle[:half, :half])

@@ -142,8 +142,11 @@ def opened(source: str, surroundings: Surroundings, *, evidence: bool = False) -
 
 def _bytes_of(model: Path) -> int:
     """The size of a bare .onnx file with the weights that lie beside it: of files whose names begin as its own does."""
-    files = [file for file in model.parent.iterdir() if file.name.startswith(model.stem) and file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    total = model.stat().st_size
+    with contextlib.suppress(OSError):  # a folder that can't be listed, a file that goes meanwhile
+        others = (file for file in model.parent.iterdir() if file.name.startswith(model.stem) and file != model)
+        total += sum(file.stat().st_size for file in others if file.is_file())
+    return total
 
 
 @contextlib.contextmanager

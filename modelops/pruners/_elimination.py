@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelops.core.ahead import ahead
-from modelops.core.blas import one_blas_thread
+from modelops.core.blas import invert_triangle, one_blas_thread
 from modelops.core.progress import progress
 from modelops.graphs.batches import BatchAxis
 from modelops.pruners._activations import Moments
@@ -40,8 +40,6 @@ _DAMPING = 1e-2
 # Weights whose moments are collected in one go, and groups that are taken apart side by side: each holds matrices.
 _AT_ONCE = 4
 _GROUPS_AT_ONCE = 2
-# Up to this many rows a triangle is inverted as a whole.
-_TRIANGLE = 128
 
 
 def reconstruction(
@@ -164,22 +162,9 @@ def _inverse(moment: NDArray[np.float64]) -> NDArray[np.float64]:
         except np.linalg.LinAlgError:
             damping *= 10
             continue
-        _invert(triangle)
+        invert_triangle(triangle)
         found: NDArray[np.float64] = triangle.T @ triangle
         return found
-
-
-def _invert(triangle: NDArray[Any]) -> None:
-    """Invert a lower triangle in place, block by block."""
-    import numpy as np
-
-    half = len(triangle) // 2
-    if len(triangle) <= _TRIANGLE:
-        triangle[:] = np.linalg.inv(triangle)
-        return
-    _invert(triangle[:half, :half])
-    _invert(triangle[half:, half:])
-    triangle[half:, :half] = -(triangle[half:, half:] @ triangle[half:, :half] @ triangle[:half, :half])
 
 
 class _Moments:
@@ -284,6 +269,9 @@ def _collected(flight: Flight, some: list[Refit]) -> Iterator[tuple[NDArray[np.f
             spreads[k].add(spread)
     for refit, each, spread in zip(some, sums, spreads, strict=True):
         each.join()
+        if not each.rows:  # none of its samples shows anything: it is not ranked by
+            yield np.zeros((len(each.xx) - 1,) * 2, np.float32), 0.0
+            continue
         mean = each.xx[-1, :-1] / each.rows if refit.bias is not None else np.zeros(len(each.xx) - 1)
         moment = (each.xx[:-1, :-1] / each.rows - np.outer(mean, mean)).astype(np.float32)
         yield moment, float(spread.variance().sum())

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from modelops.core.blas import invert_triangle
 from modelops.quantizers._captures import Batch, Capture
 from modelops.quantizers._histograms import LEVELS, Histogram, Range, Rule, best, quantization
 from modelops.quantizers._int8 import FULL_LEVELS, REDUCED_LEVELS
@@ -78,7 +79,9 @@ def compensated(weights: NDArray[Any], moments: NDArray[Any], scheme: Scheme) ->
     # The upper Cholesky factor of the inverse tells how the rows that are left have to move. It is the inverse of the
     # upper factor of the moments themselves, which their Cholesky factor in the opposite order of the rows is.
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    factor = _inverse_of_triangle(upper.T).T.astype(np.float32)
+    lower = np.ascontiguousarray(upper.T)
+    invert_triangle(lower)
+    factor = lower.T.astype(np.float32)
     left, result = weights.astype(np.float32), np.empty_like(weights, dtype=np.float32)
     pinned = np.abs(weights).argmax(axis=0)
     columns = np.arange(weights.shape[1])
@@ -95,20 +98,6 @@ def compensated(weights: NDArray[Any], moments: NDArray[Any], scheme: Scheme) ->
             errors[row] = (block[row] - result[at]) / factor[at, at]
             block[row + 1 :] -= np.outer(factor[at, at + 1 : stop], errors[row])
         left[stop:] -= factor[start:stop, stop:].T @ errors
-    return result
-
-
-def _inverse_of_triangle(lower: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of a lower triangular matrix, by halves; a general inverse takes eight times the work."""
-    import numpy as np
-
-    size = len(lower)
-    if size <= _BLOCK:
-        return np.asarray(np.linalg.inv(lower))
-    half, result = size // 2, np.zeros_like(lower)
-    result[:half, :half] = first = _inverse_of_triangle(lower[:half, :half])
-    result[half:, half:] = second = _inverse_of_triangle(lower[half:, half:])
-    result[half:, :half] = -second @ (lower[half:, :half] @ first)
     return result
 
 

@@ -214,3 +214,19 @@ def test_a_method_aimed_at_another_share_still_decides_where_in_its_own_way() ->
     method = REGISTRY.load("channels").parse({"latency": 0.5, "round_to": 4, "importance": "l1"})
     kept = {**method.to_dict(), "latency": None, "macs": 0.7, "allocation": "latency"}
     assert method.aimed(0.3).to_dict() == kept
+
+
+@pytest.mark.parametrize("shown", ["first", "nothing"])
+def test_samples_that_are_all_padding_do_not_stop_a_ranking(tmp_path: Path, shown: str) -> None:
+    b = Build()
+    y = b.node("Relu", b.linear(b.input("batch", "sequence", 8), 8, 32))
+    mask = b.node("Unsqueeze", b.input("batch", "sequence", name="mask"), b.const(np.array([2])))
+    model = b.model(b.node("Mul", b.linear(y, 32, 4), mask))
+    onnx.save(model, tmp_path / "model.onnx")
+    x = np.random.default_rng(0).normal(size=(1, 300, 8)).astype(np.float32)
+    seen, hidden = np.ones((1, 300), np.float32), np.zeros((1, 300), np.float32)
+    data = [{"x": x, "mask": hidden}] * 4 + ([{"x": x, "mask": seen}] * 4 if shown == "first" else [])
+    bench = Bench(tmp_path / "model.onnx", tmp_path / "scratch", data)
+    method = REGISTRY.load("channels").parse({"channels": 0.5, "importance": "reconstruction"})
+    done = method.prune(tmp_path / "model.onnx", tmp_path / "out.onnx", bench)  # type: ignore[arg-type]
+    assert [(group["kept"], group["removed"]) for group in done.details["groups"]] == [(16, 16)]
