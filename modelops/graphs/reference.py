@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.errors import InputRefused
 from modelops.graphs.arrays import read_npz
+from modelops.graphs.batches import BatchAxis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from modelops.core.tensors import Signature
 
 FILE_NAME = "reference.npz"
 LIMIT_BYTES = 64 << 20
@@ -59,6 +62,33 @@ class Case:
             name: value[..., self.columns[name]] if name in self.columns and value.ndim else value
             for name, value in outputs.items()
         }
+
+
+def few(cases: Sequence[Case], rows: int, signature: Signature) -> list[Case]:
+    """All corners, and about so many of the sample rows."""
+    kept, left = [], rows
+    for case in cases:
+        if not case.is_rows:
+            kept.append(case)
+        elif left > 0:
+            kept.append(_first(case, left, signature))
+            left -= BatchAxis.of(signature).rows(kept[-1].feed)
+    return kept
+
+
+def _first(case: Case, rows: int, signature: Signature) -> Case:
+    """The first rows of a case; the whole case where not everything that comes out has rows, or their number is fixed.
+
+    Inputs without rows stay as they are.
+    """
+    axis = BatchAxis.of(signature)
+    if axis.symbol is None or any(spec.shape[:1] != (axis.symbol,) for spec in signature.outputs):
+        return case
+    feed = {name: array[:rows] if name in axis.inputs else array for name, array in case.feed.items()}
+    outputs, outputs64 = (
+        {name: array[:rows] for name, array in part.items()} for part in (case.outputs, case.outputs64 or {})
+    )
+    return replace(case, feed=feed, outputs=outputs, outputs64=outputs64 or None)
 
 
 def write(path: Path, cases: Sequence[Case]) -> None:

@@ -20,11 +20,14 @@ from modelops.errors import Inconclusive, ModelOpsError, UsageError, unknown_nam
 from modelops.simplifiers import REGISTRY, Arena, Pace, Simplifier
 from modelops.simplifiers._changes import changes
 
-# Chains that bring in onnxruntime's own operators, with --fuse: the first finds attention in what torch's newer
-# exporter writes, the others in what the older one does.
 # What a file has to lose to be worth having where its graph is the source's own.
 _SMALLER = 0.01
+# Chains that bring in onnxruntime's own operators, with --fuse: the first finds attention in what torch's newer
+# exporter writes, the others in what the older one does.
 _FUSERS = ("onnxscript-fusions", "onnxslim+onnxscript-fusions", "onnxruntime-transformers")
+_GUARDS = "guards+"
+# Outcomes of a chain that gave a graph which may be judged.
+_MADE = ("valid", "not better")
 # What makes one graph simpler than another: the cost of what onnxruntime makes of it, nodes, bytes.
 Rank = tuple[float, int, int]
 
@@ -90,9 +93,13 @@ class Auto(Simplifier):
             _Attempt(text, _chain(text), workbench.scratch / f"auto-{number}" / target.name)
             for number, text in enumerate(texts)
         ]
-        before = self._run(attempts, source, workbench)
+        first, later = _in_turn(attempts, guarded=_operators(source).get("IsNaN", 0) > 0)
+        before = self._run(first, source, workbench)
         notes: list[str] = []
-        plain = _best([one for one in attempts if not one.fuses], before, workbench)
+        plain = _best([one for one in first if not one.fuses], before, workbench)
+        if late := _still_wanted(later, first):
+            before = min(before, self._run(late, source, workbench))
+            plain = _best([*([plain] if plain else []), *late], before, workbench)
         fused = self._best_fused([one for one in attempts if one.fuses], plain, source, workbench)
         best = fused or plain
         if best is not None:
@@ -125,10 +132,7 @@ class Auto(Simplifier):
 
             return run
 
-        size, guards = _size(source), _operators(source).get("IsNaN", 0)
-        for one in attempts:
-            if one.chain[0].name == "guards" and not guards:
-                one.drop("not better", "guards changed nothing")
+        size = _size(source)
         # Those with the largest appetite take the longest: first, so that the others fill what is left.
         wanted = sorted((one for one in attempts if "outcome" not in one.found), key=lambda one: -one.need)
         workbench.side_by_side([work(one) for one in wanted], [int(one.need * size) for one in wanted])
@@ -176,6 +180,28 @@ class Auto(Simplifier):
             return None
         one.found |= {"speed": pace.text, "speedup": pace.speedup, "speed_metric": pace.metric.to_dict()}
         return pace
+
+
+def _in_turn(attempts: Sequence[_Attempt], *, guarded: bool) -> tuple[list[_Attempt], list[_Attempt]]:
+    """(what is tried first, what only where the same chain behind ``guards`` gives nothing).
+
+    Without the nodes that guards look like (``guarded``), there is nothing for it to do.
+    """
+    behind = {one.text.removeprefix(_GUARDS): one for one in attempts if one.text.startswith(_GUARDS)}
+    if not guarded:
+        for one in behind.values():
+            one.drop("not better", "guards changed nothing")
+    later = [one for one in attempts if guarded and one.text in behind]
+    return [one for one in attempts if one not in later], later
+
+
+def _still_wanted(later: Sequence[_Attempt], first: Sequence[_Attempt]) -> list[_Attempt]:
+    """Those whose chain behind ``guards`` made nothing that holds; of the others it is said that they were left out."""
+    made = {one.text: one for one in first if "nodes" in one.found and one.found.get("outcome") in _MADE}
+    for one in later:
+        if (further := _GUARDS + one.text) in made:
+            one.drop("not better", f"not run: {further} starts from fewer nodes")
+    return [one for one in later if "outcome" not in one.found]
 
 
 def _best(attempts: Sequence[_Attempt], before: Rank, workbench: Arena) -> _Attempt | None:

@@ -17,7 +17,7 @@ from modelops.core.tensors import Signature
 from modelops.errors import Inconclusive, StageFailed
 from modelops.graphs.arrays import digest
 from modelops.graphs.batches import BatchAxis, row_axes
-from modelops.graphs.reference import FILE_NAME, Case, read
+from modelops.graphs.reference import FILE_NAME, Case, few, read
 from modelops.graphs.seeded import corner_feeds, index_bounds, masked_feeds, random_feed, random_feeds
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
+
+# A row takes seconds of a model with more weights, and shows thousands of numbers: so many are enough there.
+_LARGE, _FEW = 128 << 20, 8
 
 Feed = dict[str, Any]
 Pairs = list[tuple[Feed, Feed]]
@@ -128,7 +131,7 @@ def structural_checks(
     if not checks[0]:
         return checks
     # The first inputs are those of the cases, where the source has a reference: what comes out is compared with both.
-    cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
+    cases = _cases(source)
     pairs = outputs() if outputs is not None else source_outputs(source, workbench)
     kept = []
     try:
@@ -163,11 +166,17 @@ class _Played:
         return next(self._outputs)
 
 
+def _cases(source: Artifact) -> list[Case]:
+    """The cases of the source's reference.npz; of a large model few of the rows."""
+    cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
+    return few(cases, _FEW, source.signature) if source.size > _LARGE else cases
+
+
 def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pairs:
     """(inputs, outputs of the source) for the source's feeds, and for the shape corners that it can run."""
     pairs = []
     with running(source.model, all_cpus()) as session:
-        for feed in feeds(source, workbench):
+        for feed in [dict(case.feed) for case in _cases(source)] or feeds(source, workbench):
             try:
                 pairs.append((feed, session.run(feed)))
             except StageFailed as error:

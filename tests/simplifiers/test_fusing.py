@@ -134,16 +134,32 @@ def test_a_fused_graph_that_differs_is_refused(source: Artifact, monkeypatch: py
     assert {item["outcome"] for item in report.details["attempts"] if item.get("fusions")} == {"refused"}
 
 
-@pytest.mark.parametrize(("hidden", "left"), [(-np.inf, 1), (-3.4028235e38, 0)])
-def test_a_guard_goes_where_no_row_can_be_hidden_wholly(hidden: float, left: int, source: Artifact) -> None:
+def hiding(source: Artifact, hidden: float) -> Artifact:
+    """The same layer with another number where a row may not look."""
     model = onnx.load(source.model)
     value = next(one for one in model.graph.initializer if one.name == "hidden")
     value.CopyFrom(numpy_helper.from_array(np.asarray(hidden, np.float32), "hidden"))
     onnx.save(model, source.path.parent / "other.onnx")
-    other = wrap(source.path.parent / "other.onnx", source.path.parent / "other")
-    report, operators = simplified(other, "guards")
+    return wrap(source.path.parent / "other.onnx", source.path.parent / "other")
+
+
+@pytest.mark.parametrize(("hidden", "left"), [(-np.inf, 1), (-3.4028235e38, 0)])
+def test_a_guard_goes_where_no_row_can_be_hidden_wholly(hidden: float, left: int, source: Artifact) -> None:
+    report, operators = simplified(hiding(source, hidden), "guards")
     assert report, report.worst()
     assert operators.get("IsNaN", 0) == left and operators["Where"] == 1 + left
+
+
+@pytest.mark.parametrize(("hidden", "chosen"), [(-np.inf, "onnxslim"), (-3.4028235e38, "guards+onnxslim")])
+def test_an_engine_does_not_run_twice_where_it_starts_from_less(hidden: float, chosen: str, source: Artifact) -> None:
+    with drafting(source.path.parent / "target") as publication:
+        stage = Simplify.parse({"engine": {"name": "auto", "engines": ["onnxslim", "guards+onnxslim"]}})
+        report = stage.run(hiding(source, hidden), publication.draft)
+    attempts = {one["engine"]: one for one in report.details["attempts"]}
+    assert report.details["chosen"] == chosen and attempts[chosen]["outcome"] == "valid"
+    alone = attempts["onnxslim"]
+    assert ("nodes" in alone) == (chosen == "onnxslim")
+    assert chosen == "onnxslim" or "guards+onnxslim starts from fewer nodes" in alone["reason"]
 
 
 def test_a_graph_without_attention_is_left_as_it_is(tmp_path: Path) -> None:
