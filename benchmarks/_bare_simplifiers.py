@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def onnxsim(source: str, target: str) -> None:
     import onnx
@@ -32,6 +34,9 @@ def onnxruntime(source: str, target: str) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = target
     options.log_severity_level = 4
+    if Path(f"{source}.data").is_file():  # else the new file would look for its weights beside itself, in vain
+        name = f"{Path(target).name}.data"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", name)
     onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -40,6 +45,7 @@ def optimize_for_ort(source: str, target: str) -> None:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort as optimize
 
     model, _ = optimize(onnx_ir.load(source))
+    onnx_ir.external_data.load_to_model(model)
     onnx_ir.save(model, target)
 
 
