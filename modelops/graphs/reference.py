@@ -64,9 +64,16 @@ class Case:
         }
 
 
-def few(cases: Sequence[Case], rows: int, signature: Signature) -> list[Case]:
-    """All corners, and about so many of the sample rows."""
+def few(cases: Sequence[Case], rows: int, numbers: int, signature: Signature) -> list[Case]:
+    """All corners, and about so many of the sample rows; all rows where an output would have fewer numbers then."""
     kept, left = [], rows
+    whole = sum(BatchAxis.of(signature).rows(case.feed) for case in cases if case.is_rows)
+    sizes: dict[str, int] = {}
+    for case in cases:
+        for name, array in case.outputs.items() if case.is_rows else ():
+            sizes[name] = sizes.get(name, 0) + array.size
+    if any(size * rows < numbers * whole for size in sizes.values()):
+        return list(cases)
     for case in cases:
         if not case.is_rows:
             kept.append(case)

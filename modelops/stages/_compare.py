@@ -21,7 +21,7 @@ from modelops.graphs.reference import FILE_NAME, Case, few, read
 from modelops.graphs.seeded import corner_feeds, index_bounds, masked_feeds, random_feed, random_feeds
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
-from modelops.measures.judging import Float64Errors, judge
+from modelops.measures.judging import FEW_ROWS, MANY_NUMBERS, Float64Errors, judge
 from modelops.stages._transitions import between
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 __all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
 
-# A row takes seconds of a model with more weights, and shows thousands of numbers: so many are enough there.
-_LARGE, _FEW = 128 << 20, 8
+# A row takes seconds of a model with more weights: as many as prove something are enough.
+_LARGE = 128 << 20
 
 Feed = dict[str, Any]
 Pairs = list[tuple[Feed, Feed]]
@@ -169,7 +169,7 @@ class _Played:
 def _cases(source: Artifact) -> list[Case]:
     """The cases of the source's reference.npz; of a large model few of the rows."""
     cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
-    return few(cases, _FEW, source.signature) if source.size > _LARGE else cases
+    return few(cases, FEW_ROWS, MANY_NUMBERS, source.signature) if source.size > _LARGE else cases
 
 
 def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pairs:
