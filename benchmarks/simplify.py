@@ -33,7 +33,7 @@ MODELS = {
 }
 PLAIN = ("onnxsim", "onnxslim", "onnxscript", "onnxruntime")
 FUSING = ("optimize_for_ort", "onnxruntime_transformers")
-OURS = {"simplify": {}, "simplify --fuse": {"fuse": "onnxruntime"}}
+OURS = {"simplify": {}, "simplify --fuse": {"fuse": "onnxruntime", "speed_budget": 60.0}}
 TRANSFORMERS = ("minilm", "vit", "gpt2")
 
 

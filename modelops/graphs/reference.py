@@ -59,9 +59,14 @@ class Case:
     def take(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The same part of a model's outputs as was kept of the source's."""
         return {
-            name: value[..., self.columns[name]] if name in self.columns and value.ndim else value
+            name: value[..., self.columns[name]] if self._fits(name, value) else value
             for name, value in outputs.items()
         }
+
+    def _fits(self, name: str, value: NDArray[Any]) -> bool:
+        """Whether an output is as wide as what was cut; another one is told by its shape."""
+        kept = self.columns.get(name)
+        return kept is not None and bool(value.ndim) and (not kept.size or value.shape[-1] > int(kept.max()))
 
 
 def few(cases: Sequence[Case], rows: int, numbers: int, signature: Signature) -> list[Case]:

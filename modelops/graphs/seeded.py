@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Sizes of dynamic dimensions, by a part of their name; 8 where nothing is known.
 _SIZES: Final = {"past": 4, "seq": 16, "len": 16, "tok": 16, "time": 16, "height": 32, "width": 32}
+#: Dynamic dimensions, of which each is tried at its smallest alone; with more of them, all together.
+_MOST_ALONE: Final = 3
 #: Elements of one made-up array; more is a mistake, or malice.
 _LARGEST: Final = 1 << 28
 _OPERATORS: Final = {
@@ -77,13 +79,18 @@ def random_feeds(
 def corner_feeds(
     signature: Signature, seed: int = 0, bounds: Mapping[str, int] | None = None
 ) -> list[dict[str, NDArray[Any]]]:
-    """Small feeds at the corners of the dynamic dimensions: one sample; every other dimension 1, and odd."""
+    """Small feeds at the corners of the dynamic dimensions: one sample; every other dimension 1, and odd.
+
+    Where one input alone has two or three other dimensions (height and width), each of them is 1 alone too.
+    """
     axis = BatchAxis.of(signature)
     others = [dim for dim in signature.dynamic if dim != axis.symbol and not _is_expression(dim)]
     feeds = [random_feed(signature, 1, seed + 101, bounds=bounds)] if axis.symbol else []
-    for number, size in enumerate((1, 7)):
-        if others:
-            feeds.append(random_feed(signature, 2, seed + 102 + number, dict.fromkeys(others, size), bounds))
+    corners = [dict.fromkeys(others, size) for size in (1, 7)] if others else []
+    holders = [spec for spec in signature.inputs if set(others) & set(spec.shape)]
+    if 1 < len(others) <= _MOST_ALONE and len(holders) == 1:
+        corners += [{**dict.fromkeys(others, 7), name: 1} for name in others]
+    feeds += [random_feed(signature, 2, seed + 102 + number, sizes, bounds) for number, sizes in enumerate(corners)]
     return feeds
 
 

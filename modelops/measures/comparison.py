@@ -131,6 +131,13 @@ def guess_head(name: str, array: NDArray[Any]) -> Head:
     return "other"
 
 
+def _seen(before: tuple[int | str, ...], shape: tuple[int, ...]) -> tuple[int | str, ...]:
+    """The shape of all that came so far, with ``*`` where it varied."""
+    if len(before) != len(shape):
+        return shape
+    return tuple(old if old == new else "*" for old, new in zip(before, shape, strict=True))
+
+
 class _Output:
     """The running tallies of one output."""
 
@@ -143,6 +150,7 @@ class _Output:
         self._mismatches = self._new = self._equal = self._unequal = self._ties = 0
         self._dtype = self._actual_dtype = ""
         self._rank, self._exact = 0, False
+        self._shape: tuple[int | str, ...] = ()
         self._scale, self._max = 0.0, -1.0
         self._signal, self._noise = Norm(), Norm()
         self._abs, self._ulp = Histogram(), Histogram()
@@ -164,6 +172,7 @@ class _Output:
             return
         if y.ndim == 0 or not self._batched:
             y, x = y[None], x[None]
+        self._shape = _seen(self._shape, y.shape)
         self._rank = y.ndim
         if y.dtype.kind == "c" or x.dtype.kind == "c":
             y, x = (np.stack([v.real, v.imag], axis=-1) for v in (y, x))
@@ -298,6 +307,7 @@ class _Output:
             dtype=self._dtype,
             actual_dtype=self._actual_dtype,
             rank=self._rank,
+            shape=self._shape,
             head=self._head or "other",
             exact=self._exact,
             problem=self.problem,

@@ -56,6 +56,7 @@ class Difference:
     dtype: str = ""
     actual_dtype: str = ""
     rank: int = 0
+    shape: tuple[int | str, ...] = ()  # of the outputs as they came, rows first; "*" where a size varied
     head: Head = "other"
     exact: bool = False  # integers, booleans, strings: judged by equality
     problem: str = ""
@@ -96,6 +97,8 @@ class Difference:
             return None
         if self.noise == 0:
             return math.inf
+        if not math.isfinite(self.signal):
+            return None  # numbers whose squares no float64 holds
         return 20 * (math.log10(self.signal) - math.log10(self.noise)) if self.signal > 0 else -math.inf
 
     @property
@@ -123,6 +126,7 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values: where a figure is infinite it is null, and ``identical`` tells why."""
         values = {name: getattr(self, name) for name in (*_FIELDS, "sqnr", "max_scaled", "max_rms", "identical")}
+        values["shape"] = list(self.shape)
         values["worst"] = self.worst.to_dict() if self.worst else None
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
@@ -130,6 +134,10 @@ class Difference:
     def parse(cls, values: Mapping[str, Any]) -> Difference:
         """The difference that ``to_dict`` wrote: saved measurements can be judged anew."""
         known = {name: values[name] for name in _FIELDS if name in values}
+        known["shape"] = tuple(known.get("shape", ()))
+        for name in ("signal", "noise"):
+            if known.get(name) is None:
+                known[name] = math.inf
         known["worst"] = Worst.parse(values["worst"]) if values.get("worst") else None
         return cls(**known)
 

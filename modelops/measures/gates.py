@@ -33,6 +33,8 @@ from typing import Literal
 
 from modelops.errors import UsageError, unknown_name
 
+# What a task metric may lose where nobody says more: a point.
+POINT = 0.01
 TransitionName = Literal["structural", "export", "float16", "bfloat16", "int8", "weights", "prune"]
 
 _OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}

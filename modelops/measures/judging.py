@@ -22,6 +22,7 @@ AGREEMENT_MIN = 256
 # Of an exact rewrite, expensive models are checked on fewer rows, which must hold as many numbers as 32 rows of 128.
 # What int8 or pruning loses differs from row to row: there, rows alone count.
 FEW_ROWS, MANY_NUMBERS = 16, 4096
+_SHARES = frozenset({"top1", "top5", "equal", "nearest"})
 _FLOAT64_RATIO = 4.0  # a step may err four times as much as its source does
 _FLOAT64_FLOOR = 1e-7  # … or this share of the scale, about one rounding of a float32
 
@@ -66,6 +67,16 @@ def judge(
     for one in judges:
         checks += one.checks(asked, task_metric, float64)
     return checks + [check for gate in asked for check in _unmet(gate, differences)]
+
+
+def unjudged(checks: Sequence[Check]) -> list[Check]:
+    """That no figure of any output could be judged, where that is so: what is left proves nothing about values."""
+    if any(check.verdict in ("fail", "inconclusive") for check in checks):
+        return []
+    if any(check.verdict == "pass" and check.name.rpartition(".")[2] in (*FIGURES, "float64") for check in checks):
+        return []
+    text = "nothing was judged but form: no gate applies to these outputs on these inputs"
+    return [Check("judged", "inconclusive", f"{text}; give data, with labels where there are some, or --gate")]
 
 
 def warnings(differences: Mapping[str, Difference], transition: TransitionName) -> list[str]:
@@ -151,7 +162,8 @@ class _Judge:
         turned = self.row.dtype and not d.exact and d.actual_dtype == self.row.dtype
         if d.dtype != d.actual_dtype and not turned:
             return self._check("form", "fail", f"dtype {d.actual_dtype}, the reference has {d.dtype}")
-        return self._check("form", "pass", "dtype and shape agree")
+        sizes = f" [{', '.join(map(str, d.shape))}]" if d.shape else ""
+        return self._check("form", "pass", f"dtype and shape agree: {d.dtype}{sizes}")
 
     def _masks(self) -> Check:
         d = self.d
@@ -171,6 +183,9 @@ class _Judge:
         unjudged: Verdict = "inconclusive" if gate.asked else "not-evaluated"
         if gate.agreement or (gate.asked and gate.figure == "equal" and not self.row.strict):
             lacking = self._lacking(gate)
+            if lacking and self.real and value is not None and self._surely_missed(gate, value):
+                text = f"{figure.label} {figure.text(value)}, needs {gate.demand} ({self._count(gate)}): surely missed"
+                return self._check(gate.figure, "fail", text + self._worst(), value, gate.demand)
             if lacking:
                 return self._check(gate.figure, unjudged, f"{figure.label} not evaluated: {lacking}", None, gate.demand)
         if value is None:
@@ -199,6 +214,18 @@ class _Judge:
             return f"{_rows(rows)} of data, needs {self.agreement_min}; give more with --data"
         return ""
 
+    def _surely_missed(self, gate: Gate, value: float) -> bool:
+        """Whether even the upper end of a share's interval is too little."""
+        if gate.figure not in _SHARES or gate.comparison != ">=":
+            return False
+        n = min(self._counted(gate), self.d.rows)  # what comes from one row is not independent
+        return bool(n) and wilson(round(value * n), n)[1] < gate.threshold
+
+    def _counted(self, gate: Gate) -> int:
+        """Of how many a share is."""
+        d = self.d
+        return {"nearest": d.nearest_rows, "equal": d.compared}.get(gate.figure, d.decisions)
+
     def _weakness(self) -> str:
         """Why a gate that holds proves nothing here; empty when it does."""
         if self._too_few():
@@ -214,20 +241,16 @@ class _Judge:
         return f"{_rows(self.d.rows)} prove nothing: at least {self.rows_min} are needed"
 
     def _count(self, gate: Gate) -> str:
-        if gate.figure in ("top1", "top5", "equal", "nearest") and (gate.agreement or gate.figure != "equal"):
-            n = {"nearest": self.d.nearest_rows, "equal": self.d.compared}.get(gate.figure, self.d.decisions)
+        if gate.figure in _SHARES and (gate.agreement or gate.figure != "equal"):
+            n = self._counted(gate)
             low, high = wilson(round(getattr(self.d, gate.figure) * n), n)
             interval = f"95 % interval {100 * low:.3g}…{100 * high:.3g} %"
             return f"{_rows(self.d.rows)}, {interval}; agreement with the model before, not accuracy"
         return _rows(self.d.rows)
 
     def _worst(self) -> str:
-        worst = self.d.worst
-        if worst is None:
-            return ""
-        index = "".join(f"[{i}]" for i in worst.index)
-        origin = f" (row {worst.input_row} of {worst.input})" if worst.input else ""
-        return f", worst in row {worst.row}{index}{origin}: {_number(worst.actual)} for {_number(worst.reference)}"
+        text = worst_of(self.d)
+        return f", worst in {text}" if text else ""
 
     def _alive(self) -> Check:
         moved = self.d.actual_variation or 0.0
@@ -249,6 +272,16 @@ class _Judge:
         verdict: Verdict = "fail" if not held else "inconclusive" if weakness else "pass"
         text += f", but {weakness}" if held and weakness else ""
         return self._check("float64", verdict, text, actual.max_abs, f"<= {limit:.3g}")
+
+
+def worst_of(difference: Difference) -> str:
+    """Where the worst element of an output is, which input gave it, and both values; empty where there is none."""
+    worst = difference.worst
+    if worst is None:
+        return ""
+    index = "".join(f"[{i}]" for i in worst.index)
+    origin = f" (row {worst.input_row} of {worst.input})" if worst.input else ""
+    return f"row {worst.row}{index}{origin}: {_number(worst.actual)} for {_number(worst.reference)}"
 
 
 def _rows(n: int) -> str:

@@ -15,15 +15,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelops.core.manifest import digest
 from modelops.core.report import Metric
 from modelops.core.workbench import Done
 from modelops.errors import GateFailed
 from modelops.quantizers._histograms import Range
-from modelops.quantizers._memory import Memory
+from modelops.quantizers._memory import Memory, graph_digest
 from modelops.quantizers._rounding import Scheme, decibels
 from modelops.quantizers._selection import Decision, decided, faster, moving, time_shares
 from modelops.quantizers._sensitivity import Cost, costs, held_out, noise
@@ -151,10 +152,18 @@ def _copied_to(model: Path, target: Path) -> None:
 
 
 def _costs(grounds: Grounds, names: Sequence[str], scheme: Scheme, seconds: float) -> list[Cost]:
-    """What each of these nodes costs alone, quantized by the scheme."""
-    chosen = set(names)
-    nodes = [node for node in grounds.model.graph.node if node.name in chosen]
-    return costs(grounds.model, nodes, grounds.ranges, scheme, grounds.memory.feeds, grounds.memory.scratch, seconds)
+    """What each of these nodes costs alone, quantized by the scheme: remembered, or measured now."""
+
+    def found(missing: list[str]) -> dict[str, Cost]:
+        chosen, memory = set(missing), grounds.memory
+        nodes = [node for node in grounds.model.graph.node if node.name in chosen]
+        measured = costs(grounds.model, nodes, grounds.ranges, scheme, memory.feeds, memory.scratch, seconds)
+        return {cost.node: cost for cost in measured}
+
+    ranges = sorted((name, *map(float, pair)) for name, pair in grounds.ranges.items())
+    how = digest([graph_digest(grounds.model), asdict(scheme), seconds, [list(map(str, one)) for one in ranges]])
+    known = grounds.memory.recalled(f"costs {how}", names, found, Cost.to_list, Cost.of_list)
+    return sorted(known.values(), key=lambda cost: -cost.error)
 
 
 def _shares(grounds: Grounds, feed: Mapping[str, object]) -> dict[str, float]:

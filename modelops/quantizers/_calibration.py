@@ -147,7 +147,9 @@ def chosen(rule: Rule, percentile: float, extent: Extent, counted: tuple[Histogr
         return extent.average
     assert counted is not None
     fitted, held_out = counted
-    return best(fitted, rule, percentile, held_out) if rule == "auto" else best(fitted + held_out, rule, percentile)
+    if rule == "auto":
+        return best(fitted, rule, percentile, held_out, extent.average)
+    return best(fitted + held_out, rule, percentile)
 
 
 def step_of(elements: int) -> int:

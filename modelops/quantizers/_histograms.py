@@ -100,8 +100,17 @@ class Histogram:
         return float(_errors(self, [found])[0]) / total if total else 0.0
 
 
-def best(histogram: Histogram, rule: Rule, percentile: float, held_out: Histogram | None = None) -> Range:
-    """The range that the rule finds; ``auto`` judges by ``held_out``, or by the squared error where that is missing."""
+def best(
+    histogram: Histogram,
+    rule: Rule,
+    percentile: float,
+    held_out: Histogram | None = None,
+    average: Range | None = None,
+) -> Range:
+    """The range that the rule finds.
+
+    ``auto`` judges by ``held_out``, or by the squared error where that is missing; ``average`` is one more to choose.
+    """
     if rule == "minmax" or not histogram.counts.any():
         return histogram.low, histogram.high
     if rule == "percentile":
@@ -113,6 +122,7 @@ def best(histogram: Histogram, rule: Rule, percentile: float, held_out: Histogra
     judge = held_out if held_out is not None and held_out.counts.any() else histogram
     rules: tuple[Rule, ...] = ("minmax", "percentile", "entropy", "mse")
     found = [best(histogram, one, percentile) for one in rules]
+    found += [(min(average[0], 0.0), max(average[1], 0.0))] if average is not None else []
     return found[int(_errors(judge, found).argmin())]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelops.core.component import option
+from modelops.errors import UsageError
 from modelops.quantizers import Quantizer
 from modelops.quantizers._int8 import ReducedRange
 from modelops.quantizers._targets import TargetName
@@ -69,3 +70,8 @@ class Integer(Fusing, Targeted):
         max=120,
     )
     search_time: float = option(default=60.0, help="Time for measuring nodes.", min=1, unit="seconds")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search_time != type(self).search_time and not (self.explain or self.least_sqnr):
+            raise UsageError("--search-time is for --explain or --least-sqnr", hint="add one, or leave it out")

@@ -53,6 +53,11 @@ def nothing_to_quantize(reason: str) -> GateFailed:
     return GateFailed(f"nothing to quantize: {reason}", hint="keep the float model, or try another --method")
 
 
+def all_left_out(count: int) -> str:
+    """The reason where a method could quantize nodes, and none of them may be."""
+    return f"all {count} nodes with weights were to stay in float"
+
+
 def chosen_ops(asked: Sequence[str], known: Iterable[str], method: str) -> frozenset[str]:
     """The operators to quantize: those that were asked for, or all that the method knows."""
     names = sorted(known)

@@ -44,6 +44,16 @@ class Cost:
     op: str
     error: float
 
+    def to_list(self) -> list[Any]:
+        """For the cache; Python's JSON holds infinity too."""
+        return [self.node, self.op, self.error]
+
+    @classmethod
+    def of_list(cls, values: Any) -> Cost:
+        """What ``to_list`` wrote; ValueError for anything else."""
+        node, op, error = values
+        return cls(str(node), str(op), float(error))
+
     @property
     def decibels(self) -> float:
         return -10 * math.log10(min(max(self.error, 1e-12), 1e12))
@@ -93,7 +103,10 @@ def held_out(feeds: Feeds) -> Iterable[Mapping[str, Any]]:
 
 
 class _Errors:
-    """Power of signal and noise by output, over batches; infinite noise where NaN or infinity came in."""
+    """Power of signal and noise by output, over batches; infinite noise where NaN or infinity came in.
+
+    Where nothing but integers or texts comes out, the share of those that changed.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
@@ -101,8 +114,13 @@ class _Errors:
     def add(self, exact: Mapping[str, Any], made: Mapping[str, Any]) -> None:
         import numpy as np
 
+        floats = any(wanted.dtype.kind == "f" for wanted in exact.values())
         for name, wanted in exact.items():
             if wanted.dtype.kind != "f":
+                if not floats:  # decisions alone come out: their number, and how many changed
+                    sums = self._sums.setdefault(name, [0.0, 0.0])
+                    sums[0] += float(wanted.size)
+                    sums[1] += float((made[name] != wanted).sum())
                 continue
             signal, difference = wanted.astype(np.float64), made[name] - wanted
             known = np.isfinite(signal) & np.isfinite(difference)

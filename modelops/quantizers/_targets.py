@@ -31,13 +31,16 @@ class Target:
     """What a method has to know of the kernels that will run its model.
 
     ``options`` are those of onnxruntime's QDQ writer; ``here`` says whether this machine runs such kernels, so that its
-    timings mean something.
+    timings mean something. ``pairs`` says that it takes QuantizeLinear and DequantizeLinear alone, and ``fuses`` that
+    it knows onnxruntime's fused operators.
     """
 
     name: str
     signed: bool = False
     reduced: bool = False
     here: bool = True
+    pairs: bool = False
+    fuses: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,12 +68,19 @@ _TARGETS = {
         Target(
             "gpu-qdq",
             signed=True,
+            pairs=True,
+            fuses=False,
             options={"ActivationSymmetric": True, "DedicatedQDQPair": True, "QuantizeBias": False},
         ),
-        Target("openvino"),
+        Target("openvino", fuses=False),
         Target("portable", reduced=True),
     )
 }
+
+
+def known(name: str) -> Target | None:
+    """What is known of the target without asking this machine's kernels; None for ``auto``."""
+    return _TARGETS.get(name)
 
 
 def resolve(name: str) -> Target:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from modelops.core.workbench import Done
 from modelops.quantizers._opsets import at_least
-from modelops.quantizers._scope import WEIGHTY, described_nodes, excluded_nodes, name_nodes, nothing_to_quantize
+from modelops.quantizers._scope import (
+    WEIGHTY,
+    all_left_out,
+    described_nodes,
+    excluded_nodes,
+    name_nodes,
+    nothing_to_quantize,
+)
 from modelops.quantizers._sums import apart
 
 if TYPE_CHECKING:
@@ -148,12 +155,16 @@ class Work:
     fusions: dict[str, int]
     notes: tuple[str, ...]
     improvements: list[dict[str, Any]]
+    left_out: int
+    """How many products the method could quantize that were to stay as they are."""
 
     def written(self, target: Path, tables: Sequence[str], weights: str) -> Done:
         """Write the changed model, and say what was done; GateFailed when that is nothing."""
         from modelops.graphs import files
 
         names = [product.name for product in self.products]
+        if not names and not tables and self.left_out:
+            raise nothing_to_quantize(all_left_out(self.left_out))
         if not names and not tables:
             raise nothing_to_quantize(f"no float32 weights of two dimensions to treat among {self.nodes} nodes")
         files.save(cleaned(self.model), target)
@@ -195,7 +206,8 @@ def opened(
         place, fusions, note = fused(source, scratch, excluded)
         notes.append(note)
         model = read(place) if fusions else model
-    chosen = [p for p in products(model.graph) if p.op in ops and p.name not in excluded | kept]
+    able = [p for p in products(model.graph) if p.op in ops]
+    chosen = [p for p in able if p.name not in excluded | kept]
     names = [product.name for product in chosen]
     improvements: list[dict[str, Any]] = []
     if improve is not None and names:
@@ -207,7 +219,8 @@ def opened(
     chosen = [p for p in products(model.graph) if p.name in set(names)]
     weighted = [node for node in model.graph if node.op_type in WEIGHTY]
     told = tuple(note for note in notes if note)
-    return Work(model, chosen, excluded, len(list(model.graph)), weighted, fusions, told, improvements)
+    nodes, left_out = len(list(model.graph)), len(able) - len(names)
+    return Work(model, chosen, excluded, nodes, weighted, fusions, told, improvements, left_out)
 
 
 def read(source: Path) -> ir.Model:

@@ -17,11 +17,12 @@ from modelops.errors import GateFailed, UsageError
 from modelops.quantizers import REGISTRY, Quantizer
 from modelops.quantizers._options import Targeted
 from modelops.quantizers._scope import bare, nothing_to_quantize, refuse_quantized
+from modelops.quantizers._targets import known
 
 # Weights in blocks pay where a product waits for memory, which small matrices do not: they stay in the CPU's caches.
 _LARGE_WEIGHTS = 64 << 20
 # Signal over noise, in dB, to be kept by leaving nodes in float.
-_KEPT = (20.0, 30.0)
+_KEPT = (20.0, 30.0, 40.0)
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,34 @@ class Auto(Targeted):
                 "this model has convolutions, which only --method static makes faster, and that needs --data",
                 hint="give samples with --data, or choose --method dynamic or weights",
             )
-        found = list(self._convolutional(facts) if facts.convolutions else self._products(facts))
+        found = list(self._promising(facts))
         if not found:
             reason = "neither convolutions nor products with constant weights"
             if facts.recurrent:
                 reason += f"; the {facts.recurrent} recurrent nodes have no integer form here (float16 halves the file)"
             raise nothing_to_quantize(reason)
+        kernels = known(self.target)
+        if kernels is not None and not kernels.fuses:
+            found = [one for one in found if one.method is not None]
+        if kernels is not None and kernels.pairs:
+            found = [one for one in found if one.method is not None and one.method.name == "static"]
+            if len(found) == 1:
+                found += self._kept("static", found[0].name, ranges="auto")
+            if not found:
+                raise UsageError(
+                    f"--target {self.target} takes what --method static writes, which needs --data",
+                    hint="give samples with --data",
+                )
         return tuple(found)
+
+    def _promising(self, facts: Facts) -> Iterator[Candidate]:
+        """By what does most of the work; a transformer that begins with a convolution is one of products."""
+        if not facts.convolutions or (facts.attention and facts.products > facts.convolutions):
+            yield from self._products(facts)
+            return
+        yield from self._convolutional(facts)
+        if facts.attention:
+            yield Candidate("float, fused", None)
 
     def _convolutional(self, facts: Facts) -> Iterator[Candidate]:
         if facts.has_data:

@@ -16,7 +16,7 @@ from modelops.quantizers._moving import Writer
 from modelops.quantizers._options import Integer
 from modelops.quantizers._rounding import Scheme
 from modelops.quantizers._scope import chosen_ops, refuse_quantized
-from modelops.quantizers._targets import resolve
+from modelops.quantizers._targets import known, resolve
 
 _OPS = ("Gather", "Gemm", "MatMul")
 # DynamicQuantizeLinear came with opset 11.
@@ -32,6 +32,10 @@ class Dynamic(Integer):
         from modelops.quantizers._budget import within
 
         refuse_quantized(source)
+        if (kernels := known(self.target)) is not None and kernels.pairs:
+            raise UsageError(
+                f"--target {self.target} takes QuantizeLinear and DequantizeLinear alone", hint="use --method static"
+            )
         if (self.explain or self.least_sqnr) and not workbench.has_data:
             asked = "--explain" if self.explain else "--least-sqnr"
             raise UsageError(f"{asked} needs --data, to measure on", hint="give a folder or file of samples")
@@ -72,7 +76,7 @@ class Dynamic(Integer):
             ops=ops,
             exclude=self.exclude,
             kept=kept,
-            fuse=self.fuse,
+            fuse=self.fuse and kernels.fuses,
             opset=_OPSET,
             improve=improve if workbench.has_data else None,
         )
@@ -86,6 +90,6 @@ class Dynamic(Integer):
         for product in work.products:
             writer.replace(product)
         tables = quantize_tables(work.model, excluded=work.excluded) if "Gather" in ops else []
-        cheaper = rewritten(work.model, fuse=self.fuse, approximate=self.approximate)
+        cheaper = rewritten(work.model, fuse=self.fuse and kernels.fuses, approximate=self.approximate)
         done = work.written(target, tables, "int8, 7 bits" if reduced else "int8")
         return replace(done, notes=(*done.notes, *cheaper)), grounds

@@ -23,13 +23,14 @@ from modelops.quantizers._plan import OPS, PRODUCTS, Facts, Plan, plan
 from modelops.quantizers._rounding import Scheme
 from modelops.quantizers._scope import (
     WEIGHTY,
+    all_left_out,
     chosen_ops,
     described_nodes,
     excluded_nodes,
     nothing_to_quantize,
     refuse_quantized,
 )
-from modelops.quantizers._targets import Target, resolve
+from modelops.quantizers._targets import Target, known, resolve
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +48,11 @@ class Static(Integer):
     percentile: float = option(
         default=99.99, help="Share of values in range on each side, with --ranges percentile or auto.", min=50, max=100
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.percentile != type(self).percentile and self.ranges not in ("percentile", "auto"):
+            raise UsageError("--percentile needs --ranges percentile or auto", hint="add it, or leave --percentile out")
 
     def quantize(self, source: Path, target: Path, workbench: Workbench) -> Done:
         from modelops.quantizers._budget import within
@@ -71,6 +77,8 @@ class Static(Integer):
         place, model, excluded, fusions, note = self._opened(source, workbench.scratch)
         excluded |= left.floats | left.moving
         first = plan(model, ops, excluded, set())
+        if not first.weighted and (left_out := plan(model, ops, set(), set()).weighted):
+            raise nothing_to_quantize(all_left_out(len(left_out)))
         if not first.weighted:
             count = len(model.graph.node)
             raise nothing_to_quantize(f"no Conv, Gemm or MatMul with float32 weights among {count} nodes")
@@ -199,7 +207,7 @@ class Static(Integer):
                 writer.replace(product)
             apart(graph)
             tables = [] if excluded is None else quantize_tables(graph, excluded=excluded)
-            cheaper = rewritten(graph, fuse=self.fuse, approximate=self.approximate)
+            cheaper = rewritten(graph, fuse=self._fuses, approximate=self.approximate)
             files.save(cleaned(graph), target)
         return dropped, tables, cheaper
 
@@ -215,11 +223,16 @@ class Static(Integer):
         place = prepared(source, scratch)
         model = onnx.load(str(place))
         excluded = self._excluded(source, model)
-        if not self.fuse:
+        if not self._fuses:
             return place, model, excluded, {}, ()
         place, fusions, note = fused(place, scratch, excluded)
         model = onnx.load(str(place)) if fusions else model
         return place, model, excluded, fusions, (note,) if note else ()
+
+    @property
+    def _fuses(self) -> bool:
+        kernels = known(self.target)
+        return self.fuse and (kernels is None or kernels.fuses)
 
     def _excluded(self, source: Path, model: onnx.ModelProto) -> set[str]:
         """The nodes of the prepared graph that the user's patterns mean, told by the names in the source."""

@@ -136,6 +136,10 @@ class Auto(Simplifier):
         # Those with the largest appetite take the longest: first, so that the others fill what is left.
         wanted = sorted((one for one in attempts if "outcome" not in one.found), key=lambda one: -one.need)
         workbench.side_by_side([work(one) for one in wanted], [int(one.need * size) for one in wanted])
+        if math.isinf(cost) and any(one.rank is not None and math.isfinite(one.rank[0]) for one in wanted):
+            cost = 0.0  # the source can't be weighed: nodes and bytes decide
+            for one in wanted:
+                one.rank = one.rank and (0.0, *one.rank[1:])
         for one in wanted:
             if one.rank is not None and math.isnan(one.rank[0]):  # the same operators: nothing else is left to do
                 one.rank = (cost, *one.rank[1:])
@@ -166,6 +170,9 @@ class Auto(Simplifier):
             return False
         if pace.verdict == "fail" or pace.speedup < 1.0:
             one.drop("not faster", f"{pace.text} of the plain graph")
+            return False
+        if pace.verdict != "pass":
+            one.drop("not faster", f"{pace.text} of the plain graph, which is not sure: raise --speed-budget")
             return False
         return True
 

@@ -22,6 +22,7 @@ from modelops.measures.gates import TransitionName
 from modelops.quantizers.auto import Candidate
 from modelops.stages._losses import Rows, losses, split
 from modelops.stages._measuring import Given, Side
+from modelops.stages._transitions import looser
 from modelops.stages._workbench import SampleBench
 
 if TYPE_CHECKING:
@@ -107,13 +108,20 @@ class Attempts:
         self.memory: Memory | None = None
 
     def refuse_early(self) -> None:
-        """Refuse --eval that does not fit the model, or has no labels for --metric, before any work is done."""
-        if self.stage.eval is None or self.rows.bench is None:
+        """Refuse samples that don't fit the model, or have no labels for --metric, before any work is done."""
+        if self.rows.bench is None:
+            if self.stage.max_drop is not None:
+                raise UsageError("--max-drop needs labelled samples", hint="give them with --eval or --data")
             return
         first = next(iter(self.rows.bench.samples()))
+        if self.stage.max_drop is not None and first.label is None:
+            raise UsageError(
+                f"--max-drop needs labels, and {self.stage.eval or self.stage.data} has none",
+                hint="give labelled samples, or leave it out: agreement with the float model judges then",
+            )
         if self.stage.metric is not None and first.label is None:
             raise UsageError(
-                f"--metric {self.stage.metric} needs labels, and {self.stage.eval} has none",
+                f"--metric {self.stage.metric} needs labels, and {self.stage.eval or self.stage.data} has none",
                 hint="give labelled samples, or leave --metric out: agreement with the float model judges then",
             )
 
@@ -173,14 +181,15 @@ class Attempts:
             self.source,
             attempt.place,
             self.rows,
-            transition_of(attempt.method["name"]),
+            looser(transition_of(attempt.method["name"]), stage.backend.loses()),
             metric=stage.metric,
             max_drop=stage.max_drop,
             more=self.more,
             seed=stage.seed,
             looks=candidates,
             before=self.memory,
-            exact=self.exact,
+            exact=self.exact and bool(self.foreign),
+            backend=stage.backend,
         )
         attempt.checks += found.checks
         attempt.metrics += found.metrics

@@ -55,13 +55,16 @@ def blame(
 
 
 def looked_at(findings: Findings, checks: Iterable[Check], signature: Signature) -> dict[str, Any] | None:
-    """A few rows, the worst one of an output that failed among them."""
+    """A few rows, the worst one of an output that failed among them; those that a model can't run, where it can't."""
     import numpy as np
 
-    failed = [check.name.rpartition(".")[0] for check in checks if check.verdict == "fail"]
+    broken = [check.name for check in checks if check.verdict == "fail"]
+    failed = [name.rpartition(".")[0] for name in broken]
     names = [name for name in failed if name in findings.worst] or list(findings.worst)
     given: Given | None
     given, row = findings.worst[names[0]] if names else (findings.first, 0)
+    if findings.broken is not None and any(name.startswith("runs.") or name.endswith(".form") for name in broken):
+        given, row = findings.broken, 0
     if given is None:
         return None
     axis = BatchAxis.of(signature)

@@ -22,6 +22,7 @@ from modelops.graphs.seeded import corner_feeds, index_bounds, masked_feeds, ran
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
 from modelops.measures.judging import FEW_ROWS, MANY_NUMBERS, Float64Errors, judge
+from modelops.stages import _scales
 from modelops.stages._transitions import between
 
 if TYPE_CHECKING:
@@ -32,11 +33,22 @@ log = logging.getLogger(__name__)
 
 __all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
 
-# A row takes seconds of a model with more weights: as many as prove something are enough.
-_LARGE = 128 << 20
+# A row takes seconds of a model with more weights: as many as prove something are enough, and few at other scales.
+_LARGE, _FEW_SCALED, _SCALED = 128 << 20, 2, 8
 
 Feed = dict[str, Any]
-Pairs = list[tuple[Feed, Feed]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Inputs, and what the source gives for them; what they were multiplied by is judged by itself."""
+
+    feed: Feed
+    wanted: Feed
+    factor: float = 1.0
+
+
+Pairs = list[Pair]
 
 
 def feeds(source: Artifact, workbench: SampleBench | None = None, rows: int = 32) -> list[Feed]:
@@ -127,23 +139,33 @@ def structural_checks(
     """
     from modelops.graphs.describe import signature
 
-    checks = [_same_signature(source.signature, signature(candidate))]
+    form = signature(candidate)
+    checks = [_same_signature(source.signature, form)]
     if not checks[0]:
         return checks
     # The first inputs are those of the cases, where the source has a reference: what comes out is compared with both.
     cases = _cases(source)
     pairs = outputs() if outputs is not None else source_outputs(source, workbench)
-    kept = []
+    kept, misdeclared = [], ""
     try:
         with running(candidate, all_cpus()) as after:
-            comparison = Comparison(batched=has_batch(source.signature), axes=row_axes(source.signature))
-            for number, (feed, wanted) in enumerate(pairs):
-                found = after.run(feed)
-                comparison.add(wanted, found)
+            comparisons: dict[float, Comparison] = {}
+            for number, pair in enumerate(pairs):
+                found = after.run(pair.feed)
+                if pair.factor not in comparisons:
+                    batched = has_batch(source.signature)
+                    comparisons[pair.factor] = Comparison(batched=batched, axes=row_axes(source.signature))
+                comparisons[pair.factor].add(pair.wanted, found)
+                misdeclared = misdeclared or _misdeclared(source.signature, form, found)
                 kept += [found] if number < len(cases) else []
     except StageFailed as error:
         return [*checks, Check("runs", "fail", f"the new graph does not run: {error.message}")]
-    checks += judge(comparison.differences(), "structural", agreement_evaluated=False)
+    if misdeclared:
+        return [Check("signature", "fail", misdeclared)]
+    checks += judge(comparisons.pop(1.0, Comparison()).differences(), "structural", agreement_evaluated=False)
+    for factor, comparison in comparisons.items():
+        judged = judge(comparison.differences(), "structural", agreement_evaluated=False, rows_min=1)
+        checks += [_scales.failed(factor, check) for check in judged if check.verdict == "fail"]
     if cases:
         checks += _original_checks(source, cases, _Played(kept))
     return checks
@@ -169,7 +191,11 @@ class _Played:
 def _cases(source: Artifact) -> list[Case]:
     """The cases of the source's reference.npz; of a large model few of the rows."""
     cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
-    return few(cases, FEW_ROWS, MANY_NUMBERS, source.signature) if source.size > _LARGE else cases
+    if source.size <= _LARGE:
+        return cases
+    axis = BatchAxis.of(source.signature)
+    corners = sum(axis.rows(case.feed) for case in cases if not case.is_rows)
+    return few(cases, max(1, FEW_ROWS - corners), MANY_NUMBERS, source.signature)
 
 
 def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pairs:
@@ -178,7 +204,7 @@ def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pa
     with running(source.model, all_cpus()) as session:
         for feed in [dict(case.feed) for case in _cases(source)] or feeds(source, workbench):
             try:
-                pairs.append((feed, session.run(feed)))
+                pairs.append(Pair(feed, session.run(feed)))
             except StageFailed as error:
                 raise Inconclusive(
                     f"nothing can be proven, since the source can't run the inputs that were made up: {error.message}",
@@ -191,14 +217,23 @@ def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pa
             except StageFailed as error:
                 log.debug("the source can't run a shape corner, or masked rows: %s", error)
                 continue
-            pairs.append((feed, wanted))
+            pairs.append(Pair(feed, wanted))
+        rows = _FEW_SCALED if source.size > _LARGE else _SCALED
+        for factor, feed in _scales.scaled_feeds(pairs[0].feed, source.signature, rows) if pairs else ():
+            try:
+                pairs.append(Pair(feed, session.run(feed), factor))
+            except StageFailed as error:
+                log.debug("the source can't run inputs times %g: %s", factor, error)
     return pairs
 
 
 def _original_checks(source: Artifact, cases: Sequence[Case], played: _Played) -> list[Check]:
     measured = reference_differences(cases, played, source.signature)
-    transition = between(source.manifest.history, ())
     checks = [Check("runs", "fail", f"does not run on {item['inputs']}: {item['error']}") for item in measured.failures]
+    transition = between(source.manifest.history, ())
+    if transition not in ("structural", "export"):
+        # Made-up inputs say little on what was calibrated on others: only that nothing changed is judged there.
+        return checks
     checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
     return [
         Check(f"original.{c.name}", c.verdict, f"against the original: {c.message}", c.value, c.threshold, c.n)
@@ -222,6 +257,18 @@ def _same_signature(source: Signature, target: Signature) -> Check:
     if problems:
         return Check("signature", "fail", "; ".join(problems))
     return Check("signature", "pass", "names, dtypes and dynamic dimensions are kept")
+
+
+def _misdeclared(source: Signature, target: Signature, outputs: Mapping[str, Any]) -> str:
+    """How an output that is declared with a fixed size comes out in another one, where the source does not say so."""
+    for old, new in zip(source.outputs, target.outputs, strict=True):
+        shape = getattr(outputs[new.name], "shape", ())
+        if not len(shape) == len(new.shape) == len(old.shape):
+            continue
+        sizes = zip(old.shape, new.shape, shape, strict=True)
+        if any(isinstance(dim, int) and before != dim != size for before, dim, size in sizes):
+            return f"the output {old} became {new}, and comes out as {list(shape)}"
+    return ""
 
 
 def _first(batches: Iterable[Feed], signature: Signature, rows: int) -> Iterator[Feed]:

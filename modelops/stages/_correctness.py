@@ -6,11 +6,10 @@ import random
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from modelops.core.artifact import Artifact
 from modelops.core.report import Check
-from modelops.measures.gates import TransitionName
 from modelops.stages._launch import write_arrays
 from modelops.stages._runner import Contender, Runner
 
@@ -40,7 +39,7 @@ def output_checks(source: Artifact, contender: Contender) -> tuple[list[Check], 
     from modelops.measures.comparison import Comparison
     from modelops.measures.judging import judge
     from modelops.stages._compare import feeds, has_batch, reference_differences, running
-    from modelops.stages._transitions import between
+    from modelops.stages._transitions import between, looser
 
     backend = contender.backend
     checks: list[Check] = []
@@ -50,7 +49,7 @@ def output_checks(source: Artifact, contender: Contender) -> tuple[list[Check], 
         with running(source.model, backend) as session:
             measured = reference_differences(read(source.file(FILE_NAME)), session, source.signature)
         history = between(source.manifest.history, ())
-        transition = _looser(history, backend.loses())
+        transition = looser(history, backend.loses())
         checks = [Check("runs", "fail", f"{item['inputs']}: {item['error']}") for item in measured.failures]
         checks += judge(measured.differences, transition, agreement_evaluated=False, float64=measured.float64)
         if history not in ("structural", "export"):
@@ -60,7 +59,7 @@ def output_checks(source: Artifact, contender: Contender) -> tuple[list[Check], 
         with running(source.model, backend) as session, running(source.model) as trusted:
             for feed in feeds(source):
                 comparison.add(trusted.run(feed), session.run(feed))
-        checks = judge(comparison.differences(), _looser("structural", backend.loses()), agreement_evaluated=False)
+        checks = judge(comparison.differences(), looser("structural", backend.loses()), agreement_evaluated=False)
     else:
         return [], ["the model has no reference: its outputs were checked for NaN and steadiness only"]
     return [check for check in checks if check.verdict != "not-evaluated"], []
@@ -78,8 +77,3 @@ def _without_accuracy(checks: list[Check]) -> tuple[list[Check], list[str]]:
         if check not in held and check.verdict != "not-evaluated"
     ]
     return [check for check in held if check.verdict != "not-evaluated"], notes
-
-
-def _looser(one: TransitionName, other: TransitionName) -> TransitionName:
-    """The one of two rows of the table of gates that allows more."""
-    return max(one, other, key=get_args(TransitionName).index)

@@ -170,7 +170,7 @@ class EngineBench(SampleBench):
         if self._pairs is not None:
             return self._pairs
         pairs = source_outputs(self.source, self)
-        arrays = [array for pair in pairs for feed in pair for array in feed.values()]
+        arrays = [array for pair in pairs for feed in (pair.feed, pair.wanted) for array in feed.values()]
         self._pairs = pairs if sum(getattr(array, "nbytes", 0) for array in arrays) <= _REMEMBERED_BYTES else None
         return pairs
 

@@ -16,6 +16,8 @@ from modelops.graphs.seeded import index_bounds, random_feed
 from modelops.stages._workbench import SampleBench
 
 Feed = dict[str, Any]
+# Samples that are looked at for one of middling size.
+_AMONG, _HELD_BYTES = 64, 256 << 20
 
 
 def timing_feed(
@@ -48,6 +50,27 @@ def timing_feed(
         return collate(_repeated(rows, batch), source.signature), "rows of the model's reference"
     feed = random_feed(source.signature, batch, seed, sizes, index_bounds(source.model))
     return feed, f"seeded random values, seed {seed}"
+
+
+def middling(source: Artifact, data: Path, dataset: Dataset | None) -> Feed:
+    """One of the first samples of the user's data, of middling size; repeated where the model's batch is fixed.
+
+    So a short first sentence does not stand for all of them.
+    """
+    import numpy as np
+
+    bench = SampleBench(source, source.path, data, dataset, samples=_AMONG)
+    seen: list[Feed] = []
+    held = 0
+    for sample in bench.samples():
+        seen.append(dict(sample.feed))
+        held += sum(int(np.asarray(array).nbytes) for array in sample.feed.values())
+        if held > _HELD_BYTES:
+            break
+    sizes = [sum(int(np.size(array)) for array in feed.values()) for feed in seen]
+    chosen = seen[sizes.index(sorted(sizes)[len(sizes) // 2])]
+    axis = BatchAxis.of(source.signature)
+    return collate([chosen] * (axis.size or 1), source.signature)
 
 
 def sizes_of(texts: Sequence[str], signature: Signature) -> dict[str, int]:

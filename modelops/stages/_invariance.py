@@ -108,10 +108,11 @@ def _note(figures: list[dict[str, Any]], notes: list[str], name: str, error: flo
         notes.append(f"{text}: {sqnr:.3g} dB" if sqnr is not None and math.isfinite(sqnr) else f"{text}: NaN or shapes")
 
 
-def edges(before: Side, after: Side, given: Given, signature: Signature) -> dict[str, Any]:
+def edges(before: Side, after: Side, given: Given, signature: Signature) -> tuple[dict[str, Any], Given | None]:
     """Both models on zeros, denormals, the largest values, NaN and infinity: ``notes`` on what only one of them makes.
 
-    Nothing here is a gate: a fused operator may rightly turn an overflow into another NaN.
+    ``failures`` are those that only the reference runs, and the first of them comes beside. What comes out is no gate:
+    a fused operator may rightly turn an overflow into another NaN.
     """
     import numpy as np
 
@@ -119,8 +120,13 @@ def edges(before: Side, after: Side, given: Given, signature: Signature) -> dict
     if axis.symbol is not None:
         few = _rows(given.feed, axis, 0, _ROWS)
         given = Given(few, axis.rows(few), given.name)
-    floats = [spec.name for spec in signature.inputs if spec.dtype in ("float32", "float16", "float64")]
-    compared, notes = [], []
+    floats = [
+        spec.name
+        for spec in signature.inputs
+        if spec.dtype in ("float32", "float16", "float64") and np.asarray(given.feed[spec.name]).dtype.kind == "f"
+    ]
+    compared, notes, failures = [], [], []
+    broken: Given | None = None
     for name, value in _EDGES if floats else ():
         feed = {key: np.array(array, copy=True) for key, array in given.feed.items()}
         for key in floats:
@@ -128,16 +134,22 @@ def edges(before: Side, after: Side, given: Given, signature: Signature) -> dict
             if name == "signed zeros":
                 feed[key].reshape(-1)[::2] *= -1
         try:
-            one, other = (side.run(Given(feed, given.rows, name)) for side in (before, after))
+            one = before.run(Given(feed, given.rows, name))
         except ModelOpsError as error:
-            notes.append(f"fed with nothing but {name}, a model fails: {error.message[:200]}")
+            notes.append(f"fed with nothing but {name}, the reference fails: {error.message[:200]}")
+            continue
+        try:
+            other = after.run(Given(feed, given.rows, name))
+        except ModelOpsError as error:
+            failures.append({"inputs": f"nothing but {name}", "error": error.message[:200]})
+            broken = broken or Given(feed, given.rows, name)
             continue
         masks = all(_same_mask(one[key], other[key]) for key in one if key in other)
         compared.append({"name": name, "masks_agree": masks})
     if unlike := [str(one["name"]) for one in compared if not one["masks_agree"]]:
         values = " or ".join([", ".join(unlike[:-1]), unlike[-1]] if len(unlike) > 1 else unlike)
         notes.append(f"fed with nothing but {values}, it gives NaN or infinity in other places than the reference")
-    return {"compared": compared, "notes": notes}
+    return {"compared": compared, "notes": notes, "failures": failures}, broken
 
 
 def _same_mask(one: Any, other: Any) -> bool:

@@ -12,10 +12,14 @@ from modelops.graphs.reference import FILE_NAME as REFERENCE
 from modelops.measures.differences import Difference
 from modelops.measures.distributions import wilson
 from modelops.measures.drops import Drop, judge_drop
-from modelops.measures.gates import FIGURES, TransitionName
-from modelops.measures.judging import Float64Errors, judge, warnings
+from modelops.measures.gates import FIGURES, Gate, TransitionName
+from modelops.measures.judging import Float64Errors, judge, unjudged, warnings, worst_of
 from modelops.stages import _scales
 
+# How the names of what is judged at the corners of shapes, and at values at the edges, begin.
+CORNER, EDGE = "corner.", "edge."
+# Outputs whose worst element is told where all is well.
+_MOST_WORST = 3
 # The figures that a report shows of every output, where they apply; measurements.json holds them all.
 _ERRORS = ("sqnr", "max_scaled", "max_rms", "max_abs", "mean_abs", "p50_abs", "p99_abs", "p999_abs")
 _SHOWN = (*_ERRORS, "cosine_mean", "cosine_min", "ulp_p99", "top1", "top5", "kl_mean", "kl_p99", "nearest", "equal")
@@ -55,10 +59,15 @@ def judge_measurements(
         overrides=asked["gates"] if gates is None else gates,
         float64=_float64(measurements),
     )
+    checks += _corners(measurements.get("corners") or {}, row, asked["gates"] if gates is None else gates)
+    checks += _edges(measurements.get("edges") or {})
     if row == "structural":
         checks += _scales.checks(measurements.get("scales", []), tuple(asked["gates"] if gates is None else gates))
-    if row not in ("structural", "export") and not measurements["inputs"]["real"] and not asked["gates"] and not gates:
-        checks = [_on_made_up_inputs(check) for check in checks]
+    if row not in ("structural", "export") and not measurements["inputs"]["real"]:
+        own = _asked(differences_of(measurements), asked["gates"] if gates is None else gates)
+        checks = [check if check.name in own else _on_made_up_inputs(check) for check in checks]
+    if drop is None:
+        checks += unjudged(checks)
     if drop is not None:
         checks.append(judge_drop(drop, asked["max_drop"] if max_drop is None else max_drop))
     elif max_drop is not None or asked.get("max_drop_from") == "--max-drop":
@@ -67,6 +76,36 @@ def judge_measurements(
     elif task or asked["metric"]:
         checks.append(_no_drop(task, asked["metric"]))
     return checks
+
+
+def _edges(edges: Mapping[str, Any]) -> list[Check]:
+    """The values at the edges that the reference runs and the model does not."""
+    return [
+        Check(f"{EDGE}runs.{one['inputs']}", "fail", f"fed with {one['inputs']}, the model fails: {one['error']}")
+        for one in edges.get("failures", ())
+    ]
+
+
+def _corners(corners: Mapping[str, Any], row: TransitionName, gates: Sequence[str]) -> list[Check]:
+    """What fails at the corners of the dynamic dimensions, or that nothing does: made-up inputs beside the user's own.
+
+    How far outputs move there is judged of exact rewrites alone.
+    """
+    failed = [
+        Check(f"runs.{one['inputs']}", "fail", f"the model does not run on it: {one['error']}")
+        for one in corners.get("failures", ())
+    ]
+    differences = {name: Difference.parse(values) for name, values in corners.get("outputs", {}).items()}
+    asked = _scales.relative(gates)
+    judged = judge(differences, row, agreement_evaluated=False, rows_min=1, overrides=asked) if differences else []
+    exact = row in ("structural", "export")
+    failed += [c for c in judged if c.verdict == "fail" and (exact or c.name.rpartition(".")[2] in ("form", "finite"))]
+    if failed:
+        return [replace(c, name=f"{CORNER}{c.name}", message=f"at a corner of its shapes: {c.message}") for c in failed]
+    if not differences:
+        return []
+    text = "shapes at the corners of the dynamic dimensions come out as the reference's"
+    return [Check("corners", "pass", text, n=corners["rows"])]
 
 
 def report_on(measurements: Mapping[str, Any], **judged_by: Any) -> Report:
@@ -78,6 +117,7 @@ def report_on(measurements: Mapping[str, Any], **judged_by: Any) -> Report:
         notes += [located["sentence"], *located.get("notes", ())]
     if not any(check.verdict == "fail" for check in checks):
         notes += remarks_on(measurements)
+        notes += _worst(differences_of(measurements))
     for part in ("invariance", "edges"):
         notes += measurements.get(part, {}).get("notes", ())
     reference = measurements["reference"]
@@ -110,9 +150,24 @@ def _notes(measurements: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def _asked(differences: Mapping[str, Difference], gates: Sequence[str]) -> frozenset[str]:
+    """The names of the checks that the user asked for: they say what they say on any inputs."""
+    parsed = [Gate.parse(gate) for gate in gates]
+    return frozenset(f"{name}.{gate.figure}" for gate in parsed for name in differences if gate.matches(name))
+
+
+def _worst(differences: Mapping[str, Difference]) -> list[str]:
+    """The worst element of the first outputs that moved, where no failed gate tells of it."""
+    moved = [difference for difference in differences.values() if not difference.identical and worst_of(difference)]
+    return [f"{one.output}: the largest error is in {worst_of(one)}" for one in moved[:_MOST_WORST]]
+
+
 def _on_made_up_inputs(check: Check) -> Check:
     """A failed figure as inconclusive: ranges were calibrated, and channels chosen, on data that may lie elsewhere."""
-    if check.verdict != "fail" or check.name.rpartition(".")[2] in ("form", "finite", "alive"):
+    if check.name.startswith((CORNER, EDGE)):
+        return check
+    formal = check.name.rpartition(".")[2] in ("form", "finite", "alive")
+    if check.verdict != "fail" or formal or check.name == "inputs" or check.name.startswith("runs."):
         return check
     return replace(check, verdict="inconclusive", message=f"{check.message}; inputs are made up: judge with --data")
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelops.core.artifact import Artifact
 from modelops.core.report import Check, Metric
@@ -18,10 +18,13 @@ from modelops.graphs.batches import BatchAxis
 from modelops.measures.differences import Difference
 from modelops.measures.distributions import proportion_bounds
 from modelops.measures.drops import CONFIDENCE, Drop, judge_drop
-from modelops.measures.gates import TransitionName
-from modelops.measures.judging import ROWS_MIN, judge, warnings
+from modelops.measures.gates import POINT, TransitionName
+from modelops.measures.judging import ROWS_MIN, judge, unjudged, warnings
 from modelops.stages._measuring import Findings, Given, Runner, Side, Task, compare_models, from_data
 from modelops.stages._workbench import SampleBench
+
+if TYPE_CHECKING:
+    from modelops.backends import Backend
 
 HELD_OUT_MOST = 2048
 # The kernels of x86 without VNNI add products in 16 bits; this takes slower ones that don't.
@@ -110,12 +113,13 @@ def losses(
     transition: TransitionName,
     *,
     metric: str | None,
-    max_drop: float,
+    max_drop: float | None = None,
     more: Rows | None = None,
     seed: int = 0,
     looks: int = 1,
     before: Runner | None = None,
     exact: bool = False,
+    backend: Backend | None = None,
 ) -> Losses:
     """What the candidate loses on these rows.
 
@@ -123,10 +127,12 @@ def losses(
     that do not change on any of them can. Where the best of several candidates is chosen by what was found, ``looks``
     is how many there are, and each is held to its share of the error (Bonferroni). ``before`` runs the source, for
     callers that compare with it often. ``exact`` computes the candidate's integers without the overflow of this CPU.
+    ``backend`` is where the candidate will run, by default onnxruntime on the CPU, where the source always does.
     """
     task = Task(metric)
     confidence = 1 - (1 - CONFIDENCE) / looks
-    found = _compared(source, candidate, rows, task, before, exact)
+    found = _compared(source, candidate, rows, task, before, exact, backend)
+    allowed = POINT if max_drop is None else max_drop
     result = task.results(seed, confidence)
     checks: list[Check] = [
         Check(f"runs.{failure['inputs']}", "fail", f"the model does not run on {failure['inputs']}: {failure['error']}")
@@ -140,10 +146,10 @@ def losses(
     metrics = list(figures(found.differences))
     if result and result["drop"]:
         drop = Drop.parse(result["drop"])
-        check = judge_drop(drop, max_drop)
+        check = judge_drop(drop, allowed)
         if check.verdict == "inconclusive" and more is not None and drop.metric == "top1":
-            further = _compared(source, candidate, more, None, before, exact)
-            check = _by_agreement(check, further.differences, result["output"], max_drop, confidence)
+            further = _compared(source, candidate, more, None, before, exact, backend)
+            check = _by_agreement(check, further.differences, result["output"], allowed, confidence)
         checks.append(check)
         metrics += [
             replace(Metric.parse(result["reference"]), name=f"{drop.metric}_before"),
@@ -154,7 +160,9 @@ def losses(
         notes.append("without labels this is agreement with the float model, not accuracy")
         if metric is not None:
             text = f"{metric} needs labels, and these rows have none"
-            checks.append(Check(f"{metric}.drop", "inconclusive", text, None, f"<= {max_drop:g}", found.rows))
+            checks.append(Check(f"{metric}.drop", "inconclusive", text, None, f"<= {allowed:g}", found.rows))
+        elif transition != "prune":
+            checks += unjudged(checks)
     return Losses(
         tuple(checks),
         tuple(metrics),
@@ -166,17 +174,23 @@ def losses(
 
 
 def _compared(
-    source: Artifact, candidate: Path, rows: Rows, task: Task | None, before: Runner | None, exact: bool
+    source: Artifact,
+    candidate: Path,
+    rows: Rows,
+    task: Task | None,
+    before: Runner | None,
+    exact: bool,
+    backend: Backend | None,
 ) -> Findings:
     from modelops.backends import REGISTRY
     from modelops.graphs.describe import signature
     from modelops.stages._compare import running
 
-    backend = REGISTRY.load("onnxruntime-cpu").parse({})
+    here = REGISTRY.load("onnxruntime-cpu").parse({})
     with contextlib.ExitStack() as stack:
         if before is None:
-            before = Side(stack.enter_context(running(source.model, backend)), source.signature)
-        opened = exactly(candidate) if exact else running(candidate, backend)
+            before = Side(stack.enter_context(running(source.model, here)), source.signature)
+        opened = exactly(candidate) if exact else running(candidate, backend or here)
         after = Side(stack.enter_context(opened), signature(candidate))
         return compare_models(before, after, rows.stream(source), task)
 

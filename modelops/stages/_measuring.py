@@ -64,7 +64,7 @@ class Side:
         """The outputs for the rows that count; a model with a fixed batch takes them in several runs."""
         import numpy as np
 
-        feed = {spec.name: self._input(given, spec.name, spec.dtype) for spec in self.signature.inputs}
+        feed = cast(self.signature, given)
         held, size = self._axis.rows(feed), self._axis.size
         if size is None or held == size:
             return _cut(self._session.run(feed), held, given.rows)
@@ -77,18 +77,6 @@ class Side:
             for name, first in parts[0].items()
         }
 
-    def _input(self, given: Given, name: str, dtype: str) -> Any:
-        """The array in the dtype that this model takes."""
-        import numpy as np
-
-        if name not in given.feed:
-            raise UsageError(
-                f"there is nothing for the input {name!r} ({given.name} holds {', '.join(given.feed)})",
-                hint="compare models that take the same inputs",
-            )
-        array, wanted = np.asarray(given.feed[name]), numpy_dtype(dtype)
-        return array.astype(wanted) if array.dtype != wanted and wanted.kind != "O" else array
-
     def _part(self, name: str, array: Any, start: int, size: int) -> Any:
         """The rows of one run; the last one is repeated where there are too few."""
         import numpy as np
@@ -97,6 +85,22 @@ class Side:
             return array
         rows = array[start : start + size]
         return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)]) if len(rows) < size else rows
+
+
+def cast(signature: Signature, given: Given) -> dict[str, Any]:
+    """The arrays in the dtypes that a model takes; UsageError where there is none for an input."""
+    import numpy as np
+
+    feed = {}
+    for spec in signature.inputs:
+        if spec.name not in given.feed:
+            raise UsageError(
+                f"there is nothing for the input {spec.name!r} ({given.name} holds {', '.join(given.feed)})",
+                hint="compare models that take the same inputs",
+            )
+        array, wanted = np.asarray(given.feed[spec.name]), numpy_dtype(spec.dtype)
+        feed[spec.name] = array.astype(wanted) if array.dtype != wanted and wanted.kind != "O" else array
+    return feed
 
 
 def _cut(outputs: Arrays, held: int, rows: int) -> dict[str, Any]:
@@ -108,7 +112,8 @@ def _cut(outputs: Arrays, held: int, rows: int) -> dict[str, Any]:
 class Findings:
     """What a comparison found: the differences, what the model could not run, and which inputs it was.
 
-    ``worst`` holds, by output, the inputs that gave its worst element and the row in them; ``first`` the first inputs.
+    ``worst`` holds, by output, the inputs that gave its worst element and the row in them; ``first`` the first inputs,
+    ``broken`` the first that the model can't run, or gives other shapes for.
     """
 
     differences: dict[str, Difference] = field(default_factory=dict)
@@ -117,6 +122,7 @@ class Findings:
     digest: str = ""
     worst: dict[str, tuple[Given, int]] = field(default_factory=dict)
     first: Given | None = None
+    broken: Given | None = None
 
 
 def compare_models(before: Runner, after: Runner, stream: Iterable[Given], task: Task | None = None) -> Findings:
@@ -146,7 +152,10 @@ def compare_models(before: Runner, after: Runner, stream: Iterable[Given], task:
             actual = after.run(given)
         except StageFailed as error:
             findings.failures.append({"inputs": given.name, "error": error.message})
+            findings.broken = findings.broken or given
             continue
+        if any(name in actual and actual[name].shape != array.shape for name, array in wanted.items()):
+            findings.broken = findings.broken or given
         comparison.add(wanted, actual, given.name)
         for name, element in comparison.worst().items():
             if element is not None and element is not seen.get(name):

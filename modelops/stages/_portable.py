@@ -9,17 +9,17 @@ the two must agree, on one with VNNI it runs the kernel of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelops.core.artifact import Artifact
-from modelops.core.manifest import Step
 from modelops.core.report import Check
 from modelops.graphs.describe import signature
 from modelops.measures.differences import Difference
 from modelops.quantizers._int8 import REDUCED_LEVELS
+from modelops.quantizers._scope import INTEGER_OPS, bare
 from modelops.stages._compare import running
 from modelops.stages._losses import Rows, exactly
 from modelops.stages._measuring import Given, Side, compare_models
@@ -142,11 +142,21 @@ def _apart(difference: Difference) -> str:
     return f"outputs differ ({sqnr:.0f} dB)" if sqnr is not None and sqnr < _LEAST_SQNR else ""
 
 
-def remarks(history: Sequence[Step]) -> list[str]:
-    """What a reader of a model's history should know: that its last quantization is not portable."""
-    steps = [step for step in history if step.stage == "quantize"]
-    text = told(steps[-1].report.details.get("portable")) if steps else ""
+def remarks(model: Artifact) -> list[str]:
+    """What a reader of a model should know: that its integers are not portable, by its history or by its weights."""
+    steps = [step for step in model.manifest.history if step.stage == "quantize"]
+    if steps:
+        text = told(steps[-1].report.details.get("portable"))
+    elif any(bare(op) in INTEGER_OPS or bare(op).startswith("QLinear") for op in _operators(model)):
+        text = told(portability(model.model).to_dict())
+    else:
+        text = ""
     return [text] if text else []
+
+
+def _operators(model: Artifact) -> Mapping[str, int]:
+    found: Mapping[str, int] = model.manifest.model.get("operators", {})
+    return found
 
 
 def told(found: Any) -> str:

@@ -82,7 +82,10 @@ def _is_weighted(node: Node, weighted: frozenset[str]) -> bool:
     """Whether a profiled product is one with constant weights; the runtime may have added to its name."""
     if node["op"] != "MatMul" or not weighted:
         return True
-    return node["name"] in weighted or any(node["name"].startswith(name) for name in weighted)
+    name = str(node["name"])
+    while name and name not in weighted:
+        name = name.rpartition("/")[0]
+    return bool(name)
 
 
 def _too_small(name: str, nodes: Sequence[Node], least: int | None) -> list[str]:

@@ -5,7 +5,7 @@ Each scale is judged for itself: pooled, the largest values would set the scale 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from modelops.core.report import Check
@@ -28,19 +28,10 @@ def measure(
 
     Empty where the model takes no floats; a scale that the reference itself can't run is left out.
     """
-    import numpy as np
-
-    floats = {
-        spec.name for spec in signature.inputs if spec.dtype in _FLOATS and _scalable(spec.name, given.feed[spec.name])
-    }
     axis = BatchAxis.of(signature)
     values: list[dict[str, Any]] = []
     all_found = []
-    for factor in FACTORS if floats else ():
-        feed = {name: np.asarray(array) for name, array in given.feed.items()}
-        if axis.symbol is not None:
-            feed = {name: array[:_ROWS] if name in axis.inputs else array for name, array in feed.items()}
-        feed = {name: array * array.dtype.type(factor) if name in floats else array for name, array in feed.items()}
+    for factor, feed in scaled_feeds(given.feed, signature):
         scaled = Given(feed, axis.rows(feed), f"inputs ×{factor:g}", made_up=True, corner=True)
         found = compare_models(before, after, [scaled])
         if found.first is not None:
@@ -48,6 +39,21 @@ def measure(
             values.append({"factor": factor, "rows": found.rows, "outputs": outputs, "failures": found.failures})
             all_found.append(found)
     return values, all_found
+
+
+def scaled_feeds(
+    feed: Mapping[str, Any], signature: Signature, rows: int = _ROWS
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(factor, the first rows of these inputs times it); nothing where the model takes no floats."""
+    import numpy as np
+
+    floats = {spec.name for spec in signature.inputs if spec.dtype in _FLOATS and _scalable(spec.name, feed[spec.name])}
+    axis = BatchAxis.of(signature)
+    few = {name: np.asarray(array) for name, array in feed.items()}
+    if axis.symbol is not None:
+        few = {name: array[:rows] if name in axis.inputs else array for name, array in few.items()}
+    for factor in FACTORS if floats else ():
+        yield factor, {n: array * array.dtype.type(factor) if n in floats else array for n, array in few.items()}
 
 
 def checks(values: list[dict[str, Any]], gates: tuple[Gate | str, ...]) -> list[Check]:
@@ -64,13 +70,12 @@ def checks(values: list[dict[str, Any]], gates: tuple[Gate | str, ...]) -> list[
 def failed(factor: float, check: Check) -> Check:
     """A failed check, named by its scale."""
     text = f"on inputs ×{factor:g}: {check.message}"
-    return Check(f"scale_{factor:g}.{check.name}", "fail", text, check.value, check.threshold, check.n)
+    return Check(f"{prefix(factor)}{check.name}", "fail", text, check.value, check.threshold, check.n)
 
 
-def unscaled(check: Check, factor: float) -> str:
-    """The name that a check had before it was named by its scale; empty for the checks of others."""
-    prefix = f"scale_{factor:g}."
-    return check.name.removeprefix(prefix) if check.name.startswith(prefix) else ""
+def prefix(factor: float) -> str:
+    """How the names of what is judged at a scale begin."""
+    return f"scale_{factor:g}."
 
 
 def _scalable(name: str, array: Any) -> bool:
@@ -81,6 +86,12 @@ def _scalable(name: str, array: Any) -> bool:
     return not any(word in name.lower() for word in ("mask", "scale")) and not bool((values == np.rint(values)).all())
 
 
+def relative(gates: Iterable[Gate | str]) -> tuple[Gate, ...]:
+    """The user's gates without those on absolute errors, which were asked for at the scale of the user's inputs."""
+    parsed = (Gate.parse(gate) if isinstance(gate, str) else gate for gate in gates)
+    return tuple(gate for gate in parsed if not gate.figure.endswith("_abs"))
+
+
 def _judged(one: Mapping[str, Any], gates: tuple[Gate | str, ...]) -> list[Check]:
     failures = [
         Check(f"runs.{failure['inputs']}", "fail", f"the model does not run: {failure['error']}")
@@ -89,10 +100,5 @@ def _judged(one: Mapping[str, Any], gates: tuple[Gate | str, ...]) -> list[Check
     differences = {name: Difference.parse(values) for name, values in one["outputs"].items()}
     if not differences:
         return failures
-    # Absolute errors grow with the inputs: a bound on them was asked for at the scale of the user's own.
-    relative = tuple(
-        gate
-        for gate in (Gate.parse(gate) if isinstance(gate, str) else gate for gate in gates)
-        if not gate.figure.endswith("_abs")
-    )
-    return failures + judge(differences, "structural", agreement_evaluated=False, rows_min=1, overrides=relative)
+    asked = relative(gates)
+    return failures + judge(differences, "structural", agreement_evaluated=False, rows_min=1, overrides=asked)

@@ -45,7 +45,8 @@ _LAUNCHES = 3
 _LOOK_SECONDS = 9.0
 _PLAN = Plan(rounds=10, most_rounds=40, warm_most_seconds=0.6)
 # The modules of this folder that have a say in what is remembered.
-_JUDGES = ("_attempts", "_compare", "_losses", "_measuring", "_search", "_tried", "_workbench")
+_JUDGES = ("_attempts", "_compare", "_feed", "_losses", "_measuring", "_search", "_tried", "_workbench")
+_MAKERS = ("quantizers", "measures", "graphs", "backends")
 # Speeds nearer to each other than this are not told apart by a short look.
 _ALIKE = 1.02
 
@@ -63,6 +64,8 @@ class Search:
         self._longest = 0.0
         # Whether the last attempt ended in an error: of too little memory or disk, say, which may be there next time.
         self._broke = False
+        # The first such error: where nothing can be made, it says why.
+        self.broken: StageFailed | ResourceExhausted | None = None
         self._facts = _facts(attempts)
 
     def run(self) -> Tried | None:
@@ -184,7 +187,7 @@ class Search:
             if not attempt.impossible:
                 self.attempts.judge(attempt, count)
         except (StageFailed, ResourceExhausted) as error:  # of this candidate alone; bad data ends the search
-            self._broke = True
+            self._broke, self.broken = True, self.broken or error
             method = described(candidate.method) if candidate.method is not None else {"name": "float"}
             return Attempt(candidate.name, method, impossible=error.message, hint=error.hint)
         return attempt
@@ -330,6 +333,7 @@ def _facts(attempts: Attempts) -> dict[str, Any] | None:
     }
     options = stage.to_dict()
     own = {name: options[name] for name in ("dataset", "samples", "batch", "metric", "max_drop", "seed")}
+    own["backend"] = options["backend"]
     accuracy = {
         "source": source.id,
         "inputs": inputs,
@@ -348,7 +352,7 @@ def _code() -> str:
     """The digest of the code that makes and judges candidates: other code may make others."""
     root = Path(modelops.__file__).parent
     total = hashlib.sha256()
-    files = [file for folder in ("quantizers", "measures", "graphs") for file in sorted((root / folder).glob("*.py"))]
+    files = [file for folder in _MAKERS for file in sorted((root / folder).glob("*.py"))]
     for file in (*files, *(root / "stages" / f"{name}.py" for name in _JUDGES)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())
     return total.hexdigest()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from modelops.core.manifest import Step
-from modelops.measures.gates import TransitionName
+from modelops.measures.gates import POINT, TransitionName
 
 # From the one that may change least to the one that may change most; a chain of steps is judged by its last in here.
 _ORDER: tuple[TransitionName, ...] = ("structural", "export", "float16", "bfloat16", "int8", "weights", "prune")
-_POINT = 0.01
 _METHODS: dict[str, TransitionName] = {"static": "int8", "dynamic": "int8", "float": "structural"}
 
 
@@ -33,7 +33,7 @@ def allowed_drop(model: Sequence[Step], reference: Sequence[Step]) -> tuple[floa
     for step in reversed(model):
         if step.key not in known and isinstance(step.options.get("max_drop"), int | float):
             return float(step.options["max_drop"]), f"the {step.stage} step's --max-drop"
-    return _POINT, "the default"
+    return POINT, "the default"
 
 
 def transition_of(step: Step) -> TransitionName:
@@ -53,3 +53,8 @@ def transition_of(step: Step) -> TransitionName:
             return name
         return _METHODS.get(name, "int8")
     return "structural"
+
+
+def looser(one: TransitionName, other: TransitionName) -> TransitionName:
+    """The one of two rows of the table of gates that allows more."""
+    return max(one, other, key=get_args(TransitionName).index)

@@ -16,6 +16,7 @@ from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
 from modelops.errors import Inconclusive, StageFailed, UsageError
+from modelops.measures.gates import POINT
 from modelops.pruners import CUT, REGISTRY, ZEROED, Pruner
 from modelops.stages import Stage, _limits
 
@@ -30,7 +31,6 @@ _SURGERY_MOST = 1e-5
 # Rounding to multiples may leave a little less removed than asked.
 _MISSED_MOST = 0.02
 _BATCH = 16
-_DROP_MOST = 0.01
 
 
 class Prune(Stage):
@@ -125,7 +125,7 @@ class Prune(Stage):
     @property
     def allowed(self) -> float:
         """The largest drop of the task metric that passes."""
-        return _DROP_MOST if self.max_drop is None else self.max_drop
+        return POINT if self.max_drop is None else self.max_drop
 
 
 @dataclass
@@ -178,7 +178,7 @@ class _Job:
             self.given.rows,
             "prune",
             metric=self.stage.metric,
-            max_drop=self.stage.allowed,
+            max_drop=self.stage.max_drop,
             looks=self.looks,
             before=before,
         )

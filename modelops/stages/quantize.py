@@ -54,7 +54,9 @@ class Quantize(Stage):
     metric: str | None = option(
         default=None, help="Task metric on labels: top1, f1, mae, r2, spearman (default: top1, or r2 for figures)."
     )
-    max_drop: float = option(default=0.01, help="How much of the metric may be lost.", min=0.0, unit="fraction")
+    max_drop: float | None = option(
+        default=None, help="How much of the metric may be lost (default: 0.01, a point).", min=0.0, unit="fraction"
+    )
     if_slower: Literal["fail", "keep-source", "publish"] = option(
         default="fail",
         help="When int8 is slower here: fail, publish the float model unchanged, or publish int8 all the same.",
@@ -65,6 +67,8 @@ class Quantize(Stage):
 
     def limits(self, model_bytes: int) -> Limits:
         extra = 60.0 + 1.5 * self.speed_budget + 2.0 * float(getattr(self.method, "budget", 0.0))
+        if getattr(self.method, "explain", False) or getattr(self.method, "least_sqnr", 0.0):
+            extra += 2.0 * float(getattr(self.method, "search_time", 0.0))
         if any(path is not None and ".py:" in path.name for path in (self.data, self.eval)):
             return _limits.trusted(extra)
         if self.data is not None or self.eval is not None:
@@ -89,7 +93,7 @@ class Quantize(Stage):
             try:
                 job.attempt()
             except GateFailed as error:
-                return _impossible(self.method.name, error.message, error.hint)
+                return job.impossible(error)
             job.portable()
             job.race()
             job.explain(draft)
@@ -160,6 +164,8 @@ class _Job:
         best = search.run()
         self.notes += search.notes()
         self.details["candidates"] = search.table()
+        if best is None and search.broken is not None:
+            raise search.broken
         if best is None:
             reasons = "; ".join(f"{one.attempt.name}: {one.attempt.impossible}" for one in search.tried)
             raise GateFailed(f"nothing could be quantized: {reasons}", hint="keep the float model")
@@ -168,12 +174,16 @@ class _Job:
 
     @functools.cached_property
     def feed(self) -> Mapping[str, Any]:
-        """What models are timed on: one sample of the data."""
-        from modelops.stages._feed import timing_feed
+        """What models are timed on: one sample of the data, of middling size."""
+        from modelops.stages._feed import middling, timing_feed
 
         stage = self.stage
         data = stage.data or stage.eval
-        feed, _ = timing_feed(self.source, batch=1, sizes={}, data=data, dataset=stage.dataset, seed=stage.seed)
+        if data is not None:
+            feed = middling(self.source, data, stage.dataset)
+        else:
+            feed, _ = timing_feed(self.source, batch=1, sizes={}, seed=stage.seed)
+        self.details["timed_on"] = {name: list(array.shape) for name, array in feed.items()}
         return feed
 
     @property
@@ -216,11 +226,11 @@ class _Job:
             self.notes.append(f"{text}; --method {self.method} is for size, and speed is only reported")
         elif foreign := self.attempts.foreign:
             self.notes.append(f"{text}; {foreign}: speed is only reported")
-        elif verdict == "pass" and not (self.searched and found.looks_slower):
+        elif verdict == "pass":
             self.checks.append(Check("speed", "pass", text, threshold=demand))
         elif verdict == "inconclusive" and stage.if_slower == "keep-source" and found.looks_slower:
             self._keep_source(f"{text}: not surely slower, but nothing speaks for it")
-        elif verdict == "inconclusive" and not (self.searched and found.looks_slower):
+        elif verdict == "inconclusive":
             self.notes.append(
                 f"warning: {text}: {stage.speed_budget:g} s of timing did not settle whether it is slower"
             )
@@ -270,7 +280,7 @@ class _Job:
         if not lines or not getattr(self.stage.method, "explain", False):
             return
         self.details["tables"] = [_explained.table(lines)]
-        if self.failed or self.decision != "published":
+        if self.failed or self.decided != "published":
             return
         if not _pictures.can_draw():
             self.notes.append("no picture of error against latency: that needs matplotlib, of the extra plots")
@@ -278,6 +288,25 @@ class _Job:
         found = next((metric.value for metric in self.metrics if metric.name == "held_out_sqnr"), None)
         for name in _explained.PICTURES:
             _explained.draw(draft.file(name), lines, float(found) if isinstance(found, (int, float)) else None)
+
+    @property
+    def decided(self) -> str:
+        """What becomes of the model: without a verdict nothing is published either."""
+        return {1: "refused", 3: "undecided"}.get(Report(checks=tuple(self.checks)).exit_code, self.decision)
+
+    def impossible(self, error: GateFailed) -> Report:
+        """The report where nothing could be made, with all that was tried."""
+        return Report(
+            checks=(Check("quantizable", "fail", error.message),),
+            notes=tuple(self.notes),
+            details={
+                "decision": "refused",
+                "method": self.stage.method.name,
+                "hint": error.hint,
+                **self.details,
+                "code_executed": self.attempts.code_executed(),
+            },
+        )
 
     def report(self) -> Report:
         before, after = self.details.pop("bytes")
@@ -292,7 +321,7 @@ class _Job:
             checks=tuple(self.checks),
             notes=tuple(self.notes),
             details={
-                "decision": "refused" if self.failed else self.decision,
+                "decision": self.decided,
                 "method": self.method,
                 **self.details,
                 "code_executed": self.attempts.code_executed(),
@@ -334,11 +363,4 @@ def timed(stage: Quantize, source: Artifact, target: Path, feed: Mapping[str, An
         result.verdict.verdict,
         text,
         (Metric("speedup", speedup, "x", interval, 0.95 if interval else None), *latencies),
-    )
-
-
-def _impossible(method: str, message: str, hint: str) -> Report:
-    return Report(
-        checks=(Check("quantizable", "fail", message),),
-        details={"decision": "refused", "method": method, "hint": hint},
     )

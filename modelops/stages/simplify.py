@@ -105,7 +105,7 @@ class Simplify(Stage):
                 "kept_source": kept,
                 "operators": changes(before["operators"], after["operators"]),
                 **done.details,
-                "hint": "try --engine auto, which keeps only what holds",
+                **({} if self.engine.arranges else {"hint": "try --engine auto, which keeps only what holds"}),
             },
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +25,15 @@ from modelops.errors import EnvironmentMissing, InputRefused, UsageError
 from modelops.graphs.batches import BatchAxis
 from modelops.graphs.reference import FILE_NAME as REFERENCE
 from modelops.graphs.reference import read
-from modelops.graphs.seeded import corner_feeds, index_bounds, random_feeds
 from modelops.graphs.wrap import open_model
 from modelops.measures.gates import Gate, TransitionName
-from modelops.measures.judging import ROWS_MIN
 from modelops.stages import Stage, _limits, _scales
 from modelops.stages._blame import REPRO, blame
 from modelops.stages._compare import reference_differences, running
+from modelops.stages._inputs import corners, fitting, made_up
 from modelops.stages._invariance import edges, invariance
-from modelops.stages._judgement import judge_measurements, report_on
-from modelops.stages._measuring import Findings, Given, Side, Task, compare_models, from_data
+from modelops.stages._judgement import CORNER, EDGE, judge_measurements, report_on
+from modelops.stages._measuring import Findings, Given, Side, Task, cast, compare_models, from_data
 from modelops.stages._portable import remarks
 from modelops.stages._transitions import allowed_drop, between
 from modelops.stages._user_metric import is_function, metric_code, user_metric
@@ -43,7 +42,6 @@ from modelops.stages._workbench import SampleBench
 MEASUREMENTS = "measurements.json"
 SCHEMA = "modelops.validation/1"
 _OUTPUT_BYTES = 256 << 20  # of one run
-_TINY = 16 << 10  # bytes of a model
 _LONG = 512  # what a dynamic dimension of an output may come to
 
 
@@ -135,14 +133,14 @@ class Validate(Stage):
             else:
                 reference = open_model(self.against, scratch)
                 with ExitStack() as stack:
-                    measurements, bench, findings, scaled = self._against_model(source, reference, scratch, task, stack)
+                    measurements, bench, findings, others = self._against_model(source, reference, scratch, task, stack)
                 measurements["located"] = self._located(
-                    source, reference, measurements, findings, scaled, scratch, draft
+                    source, reference, measurements, findings, others, scratch, draft
                 )
                 first = findings.first
             if self.invariance and first is not None and self.backend.name == "onnxruntime-cpu":
-                measurements["invariance"] = invariance(source, first.feed)
-            measurements["notes"] = [*bench.notes, *remarks(source.manifest.history)]
+                measurements["invariance"] = invariance(source, cast(source.signature, first))
+            measurements["notes"] = [*bench.notes, *remarks(source)]
             return self._report(bench, measurements, draft)
 
     def _located(
@@ -151,7 +149,7 @@ class Validate(Stage):
         reference: Artifact,
         measurements: dict[str, Any],
         findings: Findings,
-        scaled: list[Findings],
+        others: list[tuple[str, Findings]],
         scratch: Path,
         draft: Draft,
     ) -> dict[str, Any] | None:
@@ -160,10 +158,11 @@ class Validate(Stage):
         failed = [check for check in checks if check.verdict == "fail"]
         if not self.locate and not failed:
             return None
-        for one, values in zip(scaled, measurements["scales"], strict=True):
-            names = [_scales.unscaled(check, values["factor"]) for check in failed]
-            if any(names) and all(check.name.startswith("scale_") for check in failed):  # nothing is wrong at ×1
-                findings, checks = one, [replace(c, name=n) for c, n in zip(failed, names, strict=True) if n]
+        prefixes = tuple(prefix for prefix, _ in others)
+        for prefix, one in others if all(check.name.startswith(prefixes) for check in failed) else ():
+            mine = [check for check in failed if check.name.startswith(prefix)]
+            if mine:  # nothing is wrong on the inputs themselves
+                findings, checks = one, [replace(check, name=check.name.removeprefix(prefix)) for check in mine]
                 break
         return blame(source, reference, findings, checks, measurements["judged_by"]["transition"], scratch, draft)
 
@@ -176,17 +175,23 @@ class Validate(Stage):
                 hint="leave the other flags out",
             )
         saved = read_measurements(source)
-        judged = dict(saved["judged_by"])
+        other: dict[str, Any] = {}
         if self.gate:
-            judged["gates"] = list(self.gate)
+            other["gates"] = list(self.gate)
         if self.transition != "auto":
-            judged |= {"transition": self.transition, "told_by": "--transition"}
+            other |= {"transition": self.transition, "told_by": "--transition"}
         if self.max_drop is not None:
-            judged |= {"max_drop": self.max_drop, "max_drop_from": "--max-drop"}
+            other |= {"max_drop": self.max_drop, "max_drop_from": "--max-drop"}
         for file in source.manifest.files:
             if file.path.startswith(f"{REPRO}/"):
                 draft.copy(source.path / file.path, file.path)
-        return write_and_judge({**saved, "judged_by": judged}, draft)
+        try:
+            return write_and_judge({**saved, "judged_by": {**saved["judged_by"], **other}}, draft)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InputRefused(
+                f"{source.path}: {MEASUREMENTS} is not what validate writes: {error!r:.200}",
+                hint="give what validate wrote: modelops validate IN EVIDENCE",
+            ) from error
 
     def _check_backend(self) -> None:
         require(type(self.backend))
@@ -244,10 +249,10 @@ class Validate(Stage):
 
     def _against_model(
         self, source: Artifact, reference: Artifact, scratch: Path, task: Task, stack: ExitStack
-    ) -> tuple[dict[str, Any], SampleBench, Findings, list[Findings]]:
+    ) -> tuple[dict[str, Any], SampleBench, Findings, list[tuple[str, Findings]]]:
         """Measurements against another model, on data, on the inputs of the reference, or on made-up ones.
 
-        Then what was found on these inputs, and on others of other scales.
+        Then what was found on these inputs, and on others, of other scales and shapes, by how their checks are called.
         """
         _refuse_other_inputs(source, reference)
         before = Side(stack.enter_context(running(reference.model, self.backend)), reference.signature)
@@ -259,15 +264,23 @@ class Validate(Stage):
         if bench.dataset is not None:
             origin, stream, real = f"--data ({bench.dataset.name})", from_data(bench), not bench.dataset.made_up
         else:
-            origin, stream = self._made_up(source, reference)
+            origin, stream = made_up(source, reference, samples=self.samples, seed=self.seed)
             real = False
         found = compare_models(before, after, stream, task)
         inputs = _inputs(origin, found.rows, found.digest, source, reference)
         head = self._head(source, reference)
         scales: list[dict[str, Any]] = []
-        scaled: list[Findings] = []
+        others: list[tuple[str, Findings]] = []
         if found.first is not None and not bench.has_data and head["judged_by"]["transition"] == "structural":
             scales, scaled = _scales.measure(before, after, found.first, reference.signature)
+            others += [(_scales.prefix(one["factor"]), f) for one, f in zip(scales, scaled, strict=True)]
+        cornered: dict[str, Any] = {}
+        if bench.has_data and _same_inputs(source, reference):  # without data they are among the inputs
+            corner = compare_models(before, after, fitting(corners(reference, self.seed), source.signature))
+            others.append((CORNER, corner))
+            cornered = {"rows": corner.rows, "failures": corner.failures, "outputs": _plain(corner.differences)}
+        edged, broken = edges(before, after, found.first, source.signature) if found.first is not None else ({}, None)
+        others.append((EDGE, Findings(first=broken, broken=broken)))
         measurements = {
             **head,
             "inputs": {**inputs, "real": real, "asked": self.samples if bench.has_data else None},
@@ -276,29 +289,10 @@ class Validate(Stage):
             "float64": None,
             "task": task.results(self.seed),
             "scales": scales,
-            "edges": edges(before, after, found.first, source.signature) if found.first is not None else {},
+            "corners": cornered,
+            "edges": edged,
         }
-        return measurements, bench, found, scaled
-
-    def _made_up(self, source: Artifact, reference: Artifact) -> tuple[str, Iterator[Given]]:
-        """(what they are, inputs): those of a reference.npz, else seeded ones by what names mean."""
-        for artifact in (reference, source):
-            if artifact.has(REFERENCE) and self.samples is None:
-                cases = read(artifact.file(REFERENCE))
-                axis = BatchAxis.of(artifact.signature)
-                return "the inputs of the reference", (
-                    Given(case.feed, axis.rows(case.feed), f"case {case.name!r}") for case in cases
-                )
-        return f"seeded inputs (seed {self.seed})", self._seeded(reference)
-
-    def _seeded(self, reference: Artifact) -> Iterator[Given]:
-        signature, bounds = reference.signature, index_bounds(reference.model)
-        axis = BatchAxis.of(signature)
-        rows = self.samples or _rows_enough(reference)
-        for number, feed in enumerate(random_feeds(signature, rows, self.seed, bounds)):
-            yield Given(feed, axis.rows(feed), f"seeded inputs {number}", made_up=True)
-        for number, feed in enumerate(corner_feeds(signature, self.seed, bounds)):
-            yield Given(feed, axis.rows(feed), f"shape corner {number}", made_up=True, corner=True)
+        return measurements, bench, found, others
 
     def _head(self, source: Artifact, reference: Artifact | None) -> dict[str, Any]:
         histories = (source.manifest.history, reference.manifest.history if reference else ())
@@ -359,18 +353,17 @@ def _refuse_other_inputs(source: Artifact, reference: Artifact) -> None:
         )
 
 
+def _same_inputs(source: Artifact, reference: Artifact) -> bool:
+    names = [{spec.name for spec in model.signature.inputs} for model in (source, reference)]
+    return names[0] == names[1]
+
+
 def _size(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
     with suppress(OSError):
         files = path.rglob("*") if path.is_dir() else [path]
         return sum(file.stat().st_size for file in files if file.is_file())
     return 0
-
-
-def _rows_enough(model: Artifact) -> int:
-    """How many samples to make up: 32, and more for a tiny model, few of whose values would meet a threshold."""
-    elements = sum(math.prod(dim if isinstance(dim, int) else 8 for dim in s.shape[1:]) for s in model.signature.inputs)
-    return max(ROWS_MIN, min(256, 4096 // max(1, elements))) if model.size < _TINY else ROWS_MIN
 
 
 def _affordable(signature: Signature, batch: int) -> int:

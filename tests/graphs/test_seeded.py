@@ -92,6 +92,10 @@ def test_corners_are_one_sample_and_small_and_odd_sizes() -> None:
     shapes = [feed["input_ids"].shape for feed in corner_feeds(TEXT)]
     assert shapes == [(1, 16), (2, 1), (2, 7)]
     assert corner_feeds(one("float32", 4, 3)) == []
+    images = [feed["x"].shape for feed in corner_feeds(one("float32", "n", 3, "height", "width"))]
+    assert images == [(1, 3, 32, 32), (2, 3, 1, 1), (2, 3, 7, 7), (2, 3, 1, 7), (2, 3, 7, 1)]
+    apart = Signature(tuple(TensorSpec(name, "int64", ("n", f"{name}_dim1")) for name in ("ids", "mask")), ())
+    assert [(f["ids"].shape, f["mask"].shape) for f in corner_feeds(apart)][1:] == [((2, 1),) * 2, ((2, 7),) * 2]
 
 
 def test_models_with_a_fixed_batch_get_several_feeds() -> None:

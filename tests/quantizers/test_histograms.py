@@ -108,6 +108,9 @@ def test_auto_takes_the_least_error_on_values_that_it_was_not_found_on() -> None
     assert best(fitted, "auto", 99.0, held_out) == best(fitted, "minmax", 99.0)
     held_out.counts[:] = 0
     held_out.add(RNG.normal(size=6000))
+    assert best(fitted, "auto", 99.0, held_out, (0.25, 0.5)) == best(fitted, "auto", 99.0, held_out)
+    narrow = best(held_out, "mse", 99.0)
+    assert best(fitted, "auto", 99.0, held_out, narrow) == narrow
     chosen = held_out.error(best(fitted, "auto", 99.0, held_out))
     assert chosen == min(
         held_out.error(best(fitted, rule, 99.0)) for rule in ("minmax", "percentile", "mse", "entropy")

@@ -93,12 +93,14 @@ def test_without_asking_the_graph_keeps_to_standard_operators(source: Artifact) 
     assert report and not any(":" in op for op in operators)
 
 
-@pytest.mark.parametrize(("speedup", "fused"), [(1.3, True), (0.9, False)])
+@pytest.mark.parametrize(
+    ("verdict", "speedup", "fused"), [("pass", 1.3, True), ("pass", 0.9, False), ("inconclusive", 1.01, False)]
+)
 def test_a_fused_graph_is_kept_where_it_is_measured_faster(
-    speedup: float, fused: bool, source: Artifact, monkeypatch: pytest.MonkeyPatch
+    verdict: Any, speedup: float, fused: bool, source: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pace(self: EngineBench, candidate: Path, than: Path, seconds: float) -> Pace:
-        return Pace("pass", f"{speedup}x the speed", speedup, Metric("speedup", speedup, "x"))
+        return Pace(verdict, f"{speedup}x the speed", speedup, Metric("speedup", speedup, "x"))
 
     monkeypatch.setattr(EngineBench, "pace", pace)
     report, operators = simplified(source, {**FUSING, "speed_budget": 5.0})

@@ -96,7 +96,7 @@ def test_a_model_that_loses_nothing_passes_with_its_bound(run: Any, tmp_path: Pa
 def test_few_labelled_rows_prove_nothing_and_say_how_many_would(run: Any, tmp_path: Path, faster: None) -> None:
     held_out = labelled(tmp_path / "eval.npz", 100, seed=1)
     report, _ = run(Quantize(method=Dynamic(), eval=held_out))
-    assert report.exit_code == 3
+    assert report.exit_code == 3 and report.details["decision"] == "undecided"
     assert "about 299 rows like these would settle it" in check(report, "top1.drop").message
 
 
@@ -224,10 +224,78 @@ def test_weights_in_blocks_only_report_their_speed(run: Any, slower: None) -> No
     assert report.metric("speedup").value == 0.7
 
 
+def test_a_drop_that_is_allowed_needs_labels(run: Any, tmp_path: Path, faster: None) -> None:
+    held_out = labelled(tmp_path / "eval.npz", 300, labels=False)
+    for given in ({"eval": held_out}, {"data": held_out}, {}):
+        with pytest.raises(UsageError, match="--max-drop needs label"):
+            run(Quantize(method=Dynamic(), max_drop=0.001, **given))
+    report, _ = run(Quantize(method=Dynamic(), eval=held_out))
+    assert report.exit_code == 0
+
+
+def test_few_rows_are_enough_to_see_that_decisions_are_lost(
+    run: Any, tmp_path: Path, faster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(self: Any, source: Path, target: Path, workbench: Any) -> Any:
+        model = onnx.load(source)
+        rng = np.random.default_rng(0)
+        for tensor in model.graph.initializer:
+            if tensor.name == "w2":
+                array = onnx.numpy_helper.to_array(tensor)
+                noise = 0.3 * np.abs(array).max() * rng.normal(size=array.shape)
+                tensor.CopyFrom(onnx.numpy_helper.from_array((array + noise).astype(np.float32), "w2"))
+        onnx.save(model, target)
+        return Done()
+
+    monkeypatch.setattr(Dynamic, "quantize", noisy)
+    rng = np.random.default_rng(5)
+    np.savez(tmp_path / "eval.npz", x=rng.normal(size=(100, 8)).astype(np.float32))
+    report, _ = run(Quantize(method=Dynamic(), eval=tmp_path / "eval.npz"))
+    assert report.exit_code == 1 and check(report, "y.top1").verdict == "fail"
+
+
+def test_models_are_timed_on_a_sample_of_middling_size(tmp_path: Path) -> None:
+    import json
+
+    from modelops.stages._feed import middling
+
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["x"], ["y"])],
+        "lengths",
+        [value("x", onnx.TensorProto.FLOAT, ["n", "length"])],
+        [value("y", onnx.TensorProto.FLOAT, ["n", "length"])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "lengths.onnx")
+    source = wrap(tmp_path / "lengths.onnx", tmp_path / "lengths")
+    lines = [json.dumps({"x": [0.5] * length}) for length in (1, 9, 5, 30, 5)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    assert middling(source, tmp_path / "data.jsonl", None)["x"].shape == (1, 5)
+
+
+def test_time_to_measure_nodes_is_within_the_limits() -> None:
+    def wall(**options: Any) -> float:
+        return Quantize(method=Static(**options)).limits(1 << 20).wall_seconds or 0.0
+
+    assert wall(least_sqnr=30.0, search_time=1200.0) >= wall() + 2400.0
+
+
+@pytest.mark.parametrize("options", [{"percentile": 99.0}, {"search_time": 5.0}])
+def test_options_without_effect_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"--ranges percentile or auto|--explain or --least-sqnr"):
+        Static(**options)
+
+
+def test_pairs_alone_suit_a_gpu(run: Any) -> None:
+    with pytest.raises(UsageError, match=r"use --method static|QuantizeLinear"):
+        run(Quantize(method=Dynamic(target="gpu-qdq")))
+
+
 def test_nothing_to_quantize_is_one_failed_check(run: Any, faster: None) -> None:
     report, model = run(Quantize(method=Dynamic(exclude=("*",))))
     assert report.exit_code == 1 and not model.exists()
-    assert len(report.checks) == 1 and report.checks[0].message.startswith("nothing to quantize")
+    assert len(report.checks) == 1 and "all 2 nodes with weights were to stay in float" in report.checks[0].message
 
 
 def test_convolutions_without_data_need_a_choice(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from modelops.errors import GateFailed, UsageError
 from modelops.graphs.wrap import wrap
 from modelops.quantizers.auto import Auto, Facts
 from modelops.quantizers.dynamic import Dynamic
+from modelops.quantizers.static import Static
 from modelops.stages import _reasons, _search, quantize
 from modelops.stages._attempts import Attempt, Attempts
 from modelops.stages._search import Search, Tried
@@ -88,6 +89,12 @@ def test_candidates_follow_the_graph() -> None:
     assert not any("dynamic" in name for name in names(convolutions=20, products=1))
     assert names(products=36, attention=True)[:2] == ["dynamic", "float, fused"]
     assert not any("static" in name for name in names(products=2, has_data=False))
+    assert names(convolutions=1, products=48, attention=True)[:2] == ["dynamic", "float, fused"]
+    assert "float, fused" in names(convolutions=50, products=8, attention=True)
+    paired = Auto(target="gpu-qdq").plan(facts(products=36, attention=True))
+    assert {one.method.name for one in paired} == {"static"}
+    with pytest.raises(UsageError, match="needs --data"):
+        Auto(target="gpu-qdq").plan(facts(products=36, has_data=False))
     with pytest.raises(UsageError, match="needs --data"):
         names(convolutions=20, has_data=False)
     with pytest.raises(GateFailed, match="2 recurrent nodes"):
@@ -178,7 +185,7 @@ def test_a_second_search_measures_nothing_again(
     assert len(seen) == 2 and model.read_bytes() == wanted
     assert any("2 of 2 candidates were remembered" in note for note in second.notes)
     assert second.details["candidates"] == first.details["candidates"]
-    ran(Quantize(data=data, max_drop=0.5, batch=4), net, tmp_path)
+    ran(Quantize(data=data, seed=1, batch=4), net, tmp_path)
     assert len(seen) == 4  # other options are another search
 
 
@@ -232,6 +239,78 @@ def test_a_candidate_that_crashes_its_tool_is_one_row(
     assert report.exit_code == 0
     row = report.details["candidates"][0]
     assert row["outcome"] == "not possible" and row["reason"] == "the tool broke"
+
+
+def test_where_errors_stop_all_candidates_the_first_one_says_why(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelops.errors import ResourceExhausted
+
+    def full(*_: Any) -> Any:
+        raise ResourceExhausted("no space left on device")
+
+    monkeypatch.setattr(Attempts, "made", full)
+    monkeypatch.setattr(Search, "_elsewhere", lambda _: None)
+    with pytest.raises(ResourceExhausted, match="no space left"):
+        ran(Quantize(data=data), net, tmp_path)
+
+
+def test_where_nothing_can_be_made_the_table_is_still_told(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: Any) -> Any:
+        raise GateFailed("nothing to quantize: on a whim")
+
+    for method in (Dynamic, Static):
+        monkeypatch.setattr(method, "quantize", nothing)
+    monkeypatch.setattr(Search, "_elsewhere", lambda _: None)
+    report, _ = ran(Quantize(data=data), net, tmp_path)
+    assert report.exit_code == 1 and report.details["decision"] == "refused"
+    assert {row["outcome"] for row in report.details["candidates"]} == {"not possible"}
+    assert any("on a whim" in note for note in report.notes)
+
+
+def test_what_nodes_cost_is_measured_once(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelops.quantizers import _budget
+
+    calls: list[int] = []
+    measure = _budget.costs
+
+    def counted(model: Any, nodes: Any, *rest: Any) -> Any:
+        calls.append(len(nodes))
+        return measure(model, nodes, *rest)
+
+    monkeypatch.setattr(_budget, "costs", counted)
+    monkeypatch.setattr(quantize, "timed", lambda *_: Pace("pass", "runs", (Metric("speedup", 2.0, "x"),)))
+    tables = []
+    for _ in range(2):
+        report, _ = ran(Quantize(method=Dynamic(explain=True), data=data), net, tmp_path)
+        tables.append([(row["node"], row["error_db"]) for row in report.details["sensitivity"]])
+    assert calls == [2] and tables[0] == tables[1]
+
+
+def test_accuracy_is_judged_where_the_model_will_run(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelops.backends import REGISTRY
+    from modelops.stages import _compare
+
+    opened: set[tuple[str, bool]] = set()
+    running = _compare.running
+
+    def seen(model: Path, backend: Any = None) -> Any:
+        opened.add((backend.name if backend is not None else "", model == net.model))
+        return running(model, backend)
+
+    monkeypatch.setattr(_compare, "running", seen)
+    monkeypatch.setattr(quantize, "timed", lambda *_: Pace("pass", "runs", (Metric("speedup", 2.0, "x"),)))
+    backend = REGISTRY.load("openvino-cpu").parse({})
+    if backend.missing():
+        pytest.skip(backend.missing())
+    report, _ = ran(Quantize(method=Dynamic(), eval=data, backend=backend), net, tmp_path)
+    assert report.exit_code == 0 and opened == {("onnxruntime-cpu", True), ("openvino-cpu", False)}
 
 
 def test_a_candidate_that_an_error_stopped_is_tried_again_next_time(
@@ -314,7 +393,7 @@ def test_reasons_come_from_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
         node("MatMul", 10, 2_000_000, "big"),
         node("MatMul", 5, 1000, "small"),
-        node("MatMul", 5, 1000, "scores"),
+        node("MatMul", 5, 1000, "small2"),
         node("Softmax", 30),
     ]
     found = _reasons.of_float(nodes, frozenset({"big", "small"}))

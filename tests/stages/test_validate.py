@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelops.core.artifact import Artifact, drafting
 from modelops.core.manifest import Manifest, Step
-from modelops.core.report import Report
+from modelops.core.report import Check, Report
 from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import Inconclusive, InputRefused, UsageError
 from modelops.graphs import reference
@@ -251,9 +251,12 @@ def test_fewer_samples_than_asked_for_are_inconclusive(tmp_path: Path) -> None:
 def test_agreement_is_judged_on_256_rows_of_real_data_only(tmp_path: Path) -> None:
     wrong, right = bare(tmp_path, "no-bias"), bare(tmp_path)
     quick = {"against": right, "transition": "int8", "gate": ["sqnr>=-20"]}
-    for options in ({}, {"data": data(tmp_path, 255)}, {"data": "random:300"}):
-        report = validate(wrong, **quick, **options)
-        assert verdicts(report)["y.top1"] == "not-evaluated"
+    for options in ({}, {"data": "random:300"}):
+        assert verdicts(validate(wrong, **quick, **options))["y.top1"] == "not-evaluated"
+    few = {"data": data(tmp_path, 255)}
+    assert verdicts(validate(bare(tmp_path, "scale"), **quick, **few))["y.top1"] == "not-evaluated"
+    surely = next(check for check in validate(wrong, **quick, **few).checks if check.name == "y.top1")
+    assert surely.verdict == "fail" and "surely missed" in surely.message
     report = validate(wrong, **quick, data=data(tmp_path, 256))
     assert verdicts(report)["y.top1"] == "fail"
     report = validate(bare(tmp_path, "scale"), **quick, data=data(tmp_path, 256))
@@ -591,3 +594,78 @@ def test_int8_that_is_far_off_on_made_up_inputs_is_inconclusive_and_on_real_ones
 
     asked = validate(bare(tmp_path, "swap"), against=bare(tmp_path), transition="int8", gate=("y.sqnr>=30",))
     assert asked.exit_code == 1
+    other = validate(bare(tmp_path, "swap"), against=bare(tmp_path), transition="int8", gate=("cosine_min>=-1",))
+    assert verdicts(other)["y.sqnr"] == "inconclusive" and verdicts(other)["y.cosine_min"] == "pass"
+
+
+def test_where_no_figure_is_judged_nothing_is_proven(tmp_path: Path) -> None:
+    made_up = validate(bare(tmp_path, "no-bias"), against=bare(tmp_path), transition="prune")
+    assert made_up.exit_code == 3 and verdicts(made_up)["judged"] == "inconclusive"
+    real = validate(bare(tmp_path), against=bare(tmp_path), transition="prune", data=data(tmp_path, 300))
+    assert real.exit_code == 0 and "judged" not in verdicts(real)
+
+
+def test_quantized_model_that_does_not_run_fails_on_any_inputs(tmp_path: Path) -> None:
+    report = validate(artifact(tmp_path, "", [step("quantize", method={"name": "dynamic"})], batch=32))
+    assert report.exit_code == 1 and verdicts(report)["runs.case 'batch-1'"] == "fail"
+
+
+def rows_of_32(path: Path, batch: int) -> Path:
+    """x + 1 by way of a Reshape, whose number of rows may be written into the file (0: as many as there are)."""
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("Add", ["r", "one"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", FEATURES]) for name in "xy"]
+    stored = {"shape": np.array([batch, FEATURES]), "one": np.ones(1, np.float32)}
+    weights = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "rows", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_corners_of_shapes_are_tried_beside_the_users_data(tmp_path: Path) -> None:
+    right, wrong = (rows_of_32(tmp_path / f"rows-{batch}.onnx", batch) for batch in (0, 32))
+    rows = data(tmp_path, 64)
+    report = validate(wrap(wrong, tmp_path / "wrong"), against=str(right), data=rows, batch=32)
+    assert report.exit_code == 1 and verdicts(report)["corner.runs.shape corner 0"] == "fail"
+    assert report.details["located"]["suspects"][0]["op"] == "Reshape", report.details["located"]
+    held = validate(wrap(right, tmp_path / "right"), against=str(right), data=rows, batch=32)
+    assert held.exit_code == 0 and verdicts(held)["corners"] == "pass"
+
+
+def test_gates_of_the_user_hold_at_corners_too(tmp_path: Path) -> None:
+    options = {"against": bare(tmp_path), "data": data(tmp_path, 64), "gate": ["sqnr>=10", "max_scaled<=0.5"]}
+    report = validate(bare(tmp_path, "scale"), **options)
+    assert report.exit_code == 0 and verdicts(report)["corners"] == "pass"
+
+
+def test_inputs_that_a_model_can_not_run_are_those_to_look_at(tmp_path: Path) -> None:
+    from modelops.stages._blame import looked_at
+    from modelops.stages._measuring import Findings, Given
+
+    good, bad = (Given({"x": np.full((rows, FEATURES), rows)}, rows, str(rows)) for rows in (32, 1))
+    findings = Findings(worst={"y": (good, 3)}, first=good, broken=bad)
+    form = wrap(classifier(tmp_path / "form.onnx"), tmp_path / "form").signature
+    for name, rows in (("runs.1", 1), ("y.form", 1), ("y.sqnr", 8)):
+        assert len(looked_at(findings, [Check(name, "fail")], form)["x"]) == rows
+
+
+def test_a_declared_size_that_does_not_come_out_fails(tmp_path: Path) -> None:
+    source = bare(tmp_path)
+    model = onnx.load(source.model)
+    dim = model.graph.output[0].type.tensor_type.shape.dim[0]
+    dim.Clear()
+    dim.dim_value = 32
+    onnx.save(model, tmp_path / "declared.onnx")
+    (check,) = _compare.structural_checks(source, tmp_path / "declared.onnx")
+    assert check.verdict == "fail" and "comes out as [" in check.message
+
+
+@pytest.mark.parametrize("spoil", ["judged_by", "outputs", "inputs"])
+def test_evidence_that_was_tampered_with_is_refused(tmp_path: Path, spoil: str) -> None:
+    _, measurements = measure(bare(tmp_path), against=bare(tmp_path))
+    del measurements[spoil]
+    with drafting(tmp_path / "evidence") as publication:
+        publication.draft.file("measurements.json").write_text(json.dumps(measurements))
+        manifest = Manifest(kind="evidence", files=publication.files(), graphs={}, created="", model={}, history=())
+        evidence = publication.publish(manifest)
+    with pytest.raises(InputRefused, match="not what validate writes"):
+        validate(evidence, replay=True)

@@ -66,6 +66,16 @@ def test_a_wrong_bound_shows_at_large_inputs_alone(tmp_path: Path) -> None:
     assert failed(report) and all(name.startswith("scale_3.") for name in failed(report)), failed(report)
 
 
+@pytest.mark.parametrize(("mistake", "scale"), [({"epsilon": 1.2e-5}, 0.1), ({"bound": 9.0}, 3.0)])
+def test_a_rewritten_graph_is_held_to_its_source_at_every_scale(
+    tmp_path: Path, mistake: dict[str, float], scale: float
+) -> None:
+    source, wrong = model(tmp_path / "right"), model(tmp_path / "wrong", **mistake)
+    found = [check.name for check in structural_checks(source, wrong.model) if check.verdict == "fail"]
+    assert found and all(name.startswith(f"scale_{scale:g}.") for name in found), found
+    assert all(check.verdict == "pass" for check in structural_checks(source, source.model))
+
+
 def test_equal_models_hold_at_every_scale(tmp_path: Path) -> None:
     report = judged(tmp_path, model(tmp_path / "one"), model(tmp_path / "other"))
     assert report.exit_code == 0
