@@ -132,9 +132,9 @@ def guess_head(name: str, array: NDArray[Any]) -> Head:
 
 
 def _seen(before: tuple[int | str, ...], shape: tuple[int, ...]) -> tuple[int | str, ...]:
-    """The shape of all that came so far, with ``*`` where it varied."""
+    """The shape of all that came so far, with ``*`` for the rows and where it varied."""
     if len(before) != len(shape):
-        return shape
+        return ("*", *shape[1:])
     return tuple(old if old == new else "*" for old, new in zip(before, shape, strict=True))
 
 

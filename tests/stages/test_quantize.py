@@ -409,7 +409,7 @@ def test_every_part_tells_its_seconds(run: Any, faster: None) -> None:
 
 def test_what_every_node_costs_is_a_table_and_a_picture(run: Any, tmp_path: Path, faster: None) -> None:
     pytest.importorskip("matplotlib")
-    data = labelled(tmp_path / "data.npz", 64)
+    data = labelled(tmp_path / "data.npz", 64, labels=False)
     report, model = run(Quantize(method=Dynamic(explain=True), data=data))
     (table,) = report.details["tables"]
     assert [row[0] for row in table["rows"]] == [line["node"] for line in report.details["sensitivity"]]
@@ -422,6 +422,6 @@ def test_without_matplotlib_the_table_alone_is_given(
     run: Any, tmp_path: Path, faster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelops.stages._pictures.can_draw", lambda: False)
-    report, model = run(Quantize(method=Dynamic(explain=True), data=labelled(tmp_path / "data.npz", 64)))
+    report, model = run(Quantize(method=Dynamic(explain=True), data=labelled(tmp_path / "data.npz", 64, labels=False)))
     assert report.details["tables"] and not (model.parent / "sensitivity.svg").exists()
     assert any("matplotlib" in note for note in report.notes)
