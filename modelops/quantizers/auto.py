@@ -6,7 +6,7 @@ keeps the best. See ``Auto.plan`` for what is tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,19 @@ class Auto(Targeted):
     budget: float = option(
         default=300.0, help="Time for the search; what is best by then is taken.", min=1.0, unit="seconds"
     )
+    explain: bool = option(
+        default=False,
+        help="Measure what every node of the best costs: a table in the report, and with matplotlib a picture.",
+    )
 
     def plan(self, facts: Facts) -> tuple[Candidate, ...]:
         """The candidates for such a graph, the most promising first.
 
-        UsageError for convolutions without data: only ranges that were calibrated make them faster. GateFailed where
-        there is nothing to quantize.
+        UsageError for ``explain`` without data, and for convolutions without data: only ranges that were calibrated
+        make them faster. GateFailed where there is nothing to quantize.
         """
+        if self.explain and not facts.has_data:
+            raise UsageError("--explain needs --data, to measure on", hint="give a folder or file of samples")
         if facts.convolutions and not facts.has_data and not facts.products:
             raise UsageError(
                 "this model has convolutions, which only --method static makes faster, and that needs --data",
@@ -160,6 +166,16 @@ class Auto(Targeted):
             )
             yield Candidate(name, made, unless)
             unless = (*unless, name)
+
+    def explained(self, candidate: Mapping[str, Any]) -> Candidate | None:
+        """The same candidate, by its name and options, that also measures its nodes; None where none are measured."""
+        if candidate["name"] not in ("static", "dynamic"):
+            return None
+        options = {name: value for name, value in candidate.items() if name != "name"}
+        method = REGISTRY.ready(candidate["name"]).parse(
+            {**options, "explain": True, "search_time": max(1.0, self.budget / 5)}
+        )
+        return Candidate("explained", method)
 
     def _made(self, name: str, **options: Any) -> Quantizer:
         return REGISTRY.ready(name).parse({"exclude": self.exclude, **options})

@@ -68,7 +68,7 @@ class Quantize(Stage):
     def limits(self, model_bytes: int) -> Limits:
         extra = 60.0 + 1.5 * self.speed_budget + 2.0 * float(getattr(self.method, "budget", 0.0))
         if getattr(self.method, "explain", False) or getattr(self.method, "least_sqnr", 0.0):
-            extra += 2.0 * float(getattr(self.method, "search_time", 0.0))
+            extra += 2.0 * float(getattr(self.method, "search_time", getattr(self.method, "budget", 0.0) / 5))
         if any(path is not None and ".py:" in path.name for path in (self.data, self.eval)):
             return _limits.trusted(extra)
         if self.data is not None or self.eval is not None:
@@ -170,7 +170,20 @@ class _Job:
             reasons = "; ".join(f"{one.attempt.name}: {one.attempt.impossible}" for one in search.tried)
             raise GateFailed(f"nothing could be quantized: {reasons}", hint="keep the float model")
         self.details["candidate"] = best.attempt.name
+        if auto.explain:
+            self._measure(auto, best.attempt)
         return best.attempt
+
+    def _measure(self, auto: Any, best: Attempt) -> None:
+        """Add to the best what each of its nodes costs: it is made once more, and its nodes are measured."""
+        again = auto.explained(best.method)
+        if again is None:
+            self.notes.append(f"{best.name} has no nodes to measure one by one")
+            return
+        folder = self.scratch / "explained"
+        folder.mkdir()
+        made = self.attempts.made(again, folder / MODEL)
+        best.details |= {key: made.details[key] for key in ("sensitivity",) if key in made.details}
 
     @functools.cached_property
     def feed(self) -> Mapping[str, Any]:

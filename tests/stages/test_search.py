@@ -291,6 +291,19 @@ def test_what_nodes_cost_is_measured_once(
     assert calls == [2] and tables[0] == tables[1]
 
 
+def test_nodes_of_the_best_candidate_are_explained(
+    net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked(monkeypatch, {"dynamic": 1.3, "static, best ranges": 1.9})
+    report, _ = ran(Quantize(method=Auto(explain=True), data=data), net, tmp_path)
+    (table,) = report.details["tables"]
+    assert report.details["candidate"] == "static, best ranges" and {"Gemm", "MatMul"} <= {
+        row[1] for row in table["rows"]
+    }
+    with pytest.raises(UsageError, match="--explain needs --data"):
+        Auto(explain=True).plan(facts(products=2, has_data=False))
+
+
 def test_accuracy_is_judged_where_the_model_will_run(
     net: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
