@@ -116,6 +116,10 @@ class _Errors:
 
         floats = any(wanted.dtype.kind == "f" for wanted in exact.values())
         for name, wanted in exact.items():
+            if made[name].shape != wanted.shape:  # its size depends on values that changed
+                if not floats or wanted.dtype.kind == "f":
+                    self._sums.setdefault(name, [1.0, 0.0])[1] = math.inf
+                continue
             if wanted.dtype.kind != "f":
                 if not floats:  # decisions alone come out: their number, and how many changed
                     sums = self._sums.setdefault(name, [0.0, 0.0])

@@ -108,7 +108,7 @@ class Auto(Targeted):
             raise nothing_to_quantize(reason)
         kernels = known(self.target)
         if kernels is not None and not kernels.fuses:
-            found = [one for one in found if one.method is not None]
+            found = [one for one in found if one.method is not None and getattr(one.method, "fuse", True)]
         if kernels is not None and kernels.pairs:
             found = [one for one in found if one.method is not None and one.method.name == "static"]
             if len(found) == 1:

@@ -98,7 +98,7 @@ class Auto(Simplifier):
         notes: list[str] = []
         plain = _best([one for one in first if not one.fuses], before, workbench)
         if late := _still_wanted(later, first):
-            before = min(before, self._run(late, source, workbench))
+            before = self._run(late, source, workbench, before[0])
             plain = _best([*([plain] if plain else []), *late], before, workbench)
         fused = self._best_fused([one for one in attempts if one.fuses], plain, source, workbench)
         best = fused or plain
@@ -114,9 +114,12 @@ class Auto(Simplifier):
         metrics = _pace_metrics(best)
         return Done(tuple(notes), metrics, {"attempts": [one.to_dict() for one in attempts], "chosen": chosen})
 
-    def _run(self, attempts: Sequence[_Attempt], source: Path, workbench: Arena) -> Rank:
-        """Let every chain do its work, side by side; gives the source's own rank."""
-        cost, done, weighing = math.inf, 0, Lock()
+    def _run(self, attempts: Sequence[_Attempt], source: Path, workbench: Arena, cost: float = math.inf) -> Rank:
+        """Let every chain do its work, side by side; gives the source's own rank.
+
+        ``cost`` is the source's, where it was weighed before, and 0 where it can't be: nodes and bytes decide then.
+        """
+        done, weighing, weighed = 0, Lock(), math.isfinite(cost)
 
         def work(one: _Attempt) -> Callable[[], None]:
             def run() -> None:
@@ -124,7 +127,8 @@ class Auto(Simplifier):
                 one.place.parent.mkdir()
                 _attempt(one, source, workbench)
                 # Where nothing but names changed, nothing is to be weighed.
-                if one.rank is not None and not math.isnan(one.rank[0]) and weighing.acquire(blocking=False):
+                real = one.rank is not None and not math.isnan(one.rank[0])
+                if real and not weighed and weighing.acquire(blocking=False):
                     with contextlib.suppress(ModelOpsError, WorkerBug):
                         cost = workbench.cost(source)
                 done += 1
@@ -137,7 +141,8 @@ class Auto(Simplifier):
         wanted = sorted((one for one in attempts if "outcome" not in one.found), key=lambda one: -one.need)
         workbench.side_by_side([work(one) for one in wanted], [int(one.need * size) for one in wanted])
         if math.isinf(cost) and any(one.rank is not None and math.isfinite(one.rank[0]) for one in wanted):
-            cost = 0.0  # the source can't be weighed: nodes and bytes decide
+            cost = 0.0
+        if cost == 0.0:
             for one in wanted:
                 one.rank = one.rank and (0.0, *one.rank[1:])
         for one in wanted:
@@ -198,7 +203,7 @@ def _in_turn(attempts: Sequence[_Attempt], *, guarded: bool) -> tuple[list[_Atte
     if not guarded:
         for one in behind.values():
             one.drop("not better", "guards changed nothing")
-    later = [one for one in attempts if guarded and one.text in behind]
+    later = [one for one in attempts if guarded and one.text in behind and not one.fuses]
     return [one for one in attempts if one not in later], later
 
 

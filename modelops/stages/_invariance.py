@@ -16,7 +16,7 @@ from modelops.core import machine
 from modelops.core.artifact import Artifact
 from modelops.core.progress import progress
 from modelops.core.tensors import Signature
-from modelops.errors import ModelOpsError
+from modelops.errors import ModelOpsError, StageFailed
 from modelops.graphs.batches import BatchAxis
 from modelops.graphs.matching import noise
 from modelops.stages._measuring import Given, Side
@@ -140,9 +140,12 @@ def edges(before: Side, after: Side, given: Given, signature: Signature) -> tupl
             continue
         try:
             other = after.run(Given(feed, given.rows, name))
-        except ModelOpsError as error:
+        except StageFailed as error:
             failures.append({"inputs": f"nothing but {name}", "error": error.message[:200]})
             broken = broken or Given(feed, given.rows, name)
+            continue
+        except ModelOpsError as error:
+            notes.append(f"fed with nothing but {name}, it could not be run: {error.message[:200]}")
             continue
         masks = all(_same_mask(one[key], other[key]) for key in one if key in other)
         compared.append({"name": name, "masks_agree": masks})

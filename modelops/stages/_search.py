@@ -45,7 +45,7 @@ _LAUNCHES = 3
 _LOOK_SECONDS = 9.0
 _PLAN = Plan(rounds=10, most_rounds=40, warm_most_seconds=0.6)
 # The modules of this folder that have a say in what is remembered.
-_JUDGES = ("_attempts", "_compare", "_feed", "_losses", "_measuring", "_search", "_tried", "_workbench")
+_JUDGES = ("_attempts", "_compare", "_feed", "_losses", "_measuring", "_search", "_transitions", "_tried", "_workbench")
 _MAKERS = ("quantizers", "measures", "graphs", "backends")
 # Speeds nearer to each other than this are not told apart by a short look.
 _ALIKE = 1.02
@@ -106,7 +106,7 @@ class Search:
         if backend.missing():
             return None
         name = f"float on openvino-cpu, {precision}"
-        key = f"speed {digest({**self._facts['speed'], 'elsewhere': described(backend)})}" if self._facts else None
+        key = f"speed {digest({**self._facts, 'elsewhere': described(backend)})}" if self._facts else None
         found = cache.get(_KIND, key) if key else None
         if found is None:
             try:

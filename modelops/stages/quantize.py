@@ -19,7 +19,7 @@ from modelops.core.report import Check, Metric, Report, Verdict
 from modelops.core.worker import Limits
 from modelops.datasets import REGISTRY as DATASETS
 from modelops.datasets import Dataset
-from modelops.errors import GateFailed, Inconclusive, UsageError
+from modelops.errors import GateFailed, Inconclusive, ResourceExhausted, StageFailed, UsageError
 from modelops.quantizers import REGISTRY, Quantizer
 from modelops.stages import Stage, _limits
 from modelops.stages._attempts import MODEL, Attempt, Attempts, moved
@@ -170,7 +170,7 @@ class _Job:
             reasons = "; ".join(f"{one.attempt.name}: {one.attempt.impossible}" for one in search.tried)
             raise GateFailed(f"nothing could be quantized: {reasons}", hint="keep the float model")
         self.details["candidate"] = best.attempt.name
-        if auto.explain:
+        if auto.explain and not best.attempt.impossible:
             self._measure(auto, best.attempt)
         return best.attempt
 
@@ -182,7 +182,13 @@ class _Job:
             return
         folder = self.scratch / "explained"
         folder.mkdir()
-        made = self.attempts.made(again, folder / MODEL)
+        try:
+            made = self.attempts.made(again, folder / MODEL)
+        except (StageFailed, ResourceExhausted) as error:  # what was found stays
+            self.notes.append(f"the nodes of {best.name} could not be measured: {error.message}")
+            return
+        if made.impossible:
+            self.notes.append(f"the nodes of {best.name} could not be measured: {made.impossible}")
         best.details |= {key: made.details[key] for key in ("sensitivity",) if key in made.details}
 
     @functools.cached_property
