@@ -49,6 +49,7 @@ def read_npz(path: Path, *, limit_bytes: int = LIMIT_BYTES, by_rows: bool = Fals
                 or _read_member(path, archive, info, limit_bytes)
                 for name, info in members.items()
             }
+    # What zipfile and numpy raise for a file that is cut, has an unknown compression, name or header.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError, ValueError) as error:
         raise InputRefused(f"{path} is not a whole .npz file: {error}", hint=_REWRITE) from error
     except OSError as error:

@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelops.errors import InputRefused
 from modelops.graphs.arrays import read_npz
-from modelops.graphs.batches import BatchAxis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from modelops.core.tensors import Signature
 
 FILE_NAME = "reference.npz"
 LIMIT_BYTES = 64 << 20
@@ -67,40 +64,6 @@ class Case:
         """Whether an output is as wide as what was cut; another one is told by its shape."""
         kept = self.columns.get(name)
         return kept is not None and bool(value.ndim) and (not kept.size or value.shape[-1] > int(kept.max()))
-
-
-def few(cases: Sequence[Case], rows: int, numbers: int, signature: Signature) -> list[Case]:
-    """All corners, and about so many of the sample rows; all rows where an output would have fewer numbers then."""
-    kept, left = [], rows
-    whole = sum(BatchAxis.of(signature).rows(case.feed) for case in cases if case.is_rows)
-    sizes: dict[str, int] = {}
-    for case in cases:
-        for name, array in case.outputs.items() if case.is_rows else ():
-            sizes[name] = sizes.get(name, 0) + array.size
-    if any(size * rows < numbers * whole for size in sizes.values()):
-        return list(cases)
-    for case in cases:
-        if not case.is_rows:
-            kept.append(case)
-        elif left > 0:
-            kept.append(_first(case, left, signature))
-            left -= BatchAxis.of(signature).rows(kept[-1].feed)
-    return kept
-
-
-def _first(case: Case, rows: int, signature: Signature) -> Case:
-    """The first rows of a case; the whole case where not everything that comes out has rows, or their number is fixed.
-
-    Inputs without rows stay as they are.
-    """
-    axis = BatchAxis.of(signature)
-    if axis.symbol is None or any(spec.shape[:1] != (axis.symbol,) for spec in signature.outputs):
-        return case
-    feed = {name: array[:rows] if name in axis.inputs else array for name, array in case.feed.items()}
-    outputs, outputs64 = (
-        {name: array[:rows] for name, array in part.items()} for part in (case.outputs, case.outputs64 or {})
-    )
-    return replace(case, feed=feed, outputs=outputs, outputs64=outputs64 or None)
 
 
 def write(path: Path, cases: Sequence[Case]) -> None:

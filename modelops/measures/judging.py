@@ -21,7 +21,7 @@ ROWS_MIN = 32
 AGREEMENT_MIN = 256
 # Of an exact rewrite, expensive models are checked on fewer rows, which must hold as many numbers as 32 rows of 128.
 # What int8 or pruning loses differs from row to row: there, rows alone count.
-FEW_ROWS, MANY_NUMBERS = 16, 4096
+_FEW_ROWS, _MANY_NUMBERS = 16, 4096
 _SHARES = frozenset({"top1", "top5", "equal", "nearest"})
 _FLOAT64_RATIO = 4.0  # a step may err four times as much as its source does
 _FLOAT64_FLOOR = 1e-7  # … or this share of the scale, about one rounding of a float32
@@ -234,7 +234,7 @@ class _Judge:
 
     def _too_few(self) -> bool:
         d = self.d
-        enough = self.row.strict and d.rows >= FEW_ROWS and d.compared >= MANY_NUMBERS
+        enough = self.row.strict and d.rows >= _FEW_ROWS and d.compared >= _MANY_NUMBERS
         return d.rows < self.rows_min and not enough
 
     def _few(self) -> str:

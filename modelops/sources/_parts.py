@@ -77,7 +77,7 @@ def _parts(model: Any) -> Iterator[tuple[Any, tuple[str, ...], bool]]:
     if getattr(model.config, "is_encoder_decoder", False):
         try:
             encoder = model.get_encoder()
-        except (AttributeError, TypeError, NotImplementedError, ValueError):
+        except (AttributeError, TypeError, NotImplementedError, ValueError):  # models without one say so in each way
             log.debug("no encoder", exc_info=True)
     if encoder is None or encoder is model:
         yield model, (), True

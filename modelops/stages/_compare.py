@@ -17,11 +17,11 @@ from modelops.core.tensors import Signature
 from modelops.errors import Inconclusive, StageFailed
 from modelops.graphs.arrays import digest
 from modelops.graphs.batches import BatchAxis, row_axes
-from modelops.graphs.reference import FILE_NAME, Case, few, read
+from modelops.graphs.reference import FILE_NAME, Case, read
 from modelops.graphs.seeded import corner_feeds, index_bounds, masked_feeds, random_feed, random_feeds
 from modelops.measures.comparison import Comparison
 from modelops.measures.differences import Difference
-from modelops.measures.judging import FEW_ROWS, MANY_NUMBERS, Float64Errors, judge
+from modelops.measures.judging import Float64Errors, judge
 from modelops.stages import _scales
 from modelops.stages._transitions import between
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["compare", "feeds", "random_feed", "reference_differences", "structural_checks"]
 
-# A row takes seconds of a model with more weights: as many as prove something are enough, and few at other scales.
+# Rows at other scales, fewer of a model with more weights than this, where a row takes seconds.
 _LARGE, _FEW_SCALED, _SCALED = 128 << 20, 2, 8
 
 Feed = dict[str, Any]
@@ -144,7 +144,7 @@ def structural_checks(
     if not checks[0]:
         return checks
     # The first inputs are those of the cases, where the source has a reference: what comes out is compared with both.
-    cases = _cases(source)
+    cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
     pairs = outputs() if outputs is not None else source_outputs(source, workbench)
     kept, misdeclared = [], ""
     try:
@@ -188,21 +188,11 @@ class _Played:
         return next(self._outputs)
 
 
-def _cases(source: Artifact) -> list[Case]:
-    """The cases of the source's reference.npz; of a large model few of the rows."""
-    cases = read(source.file(FILE_NAME)) if source.has(FILE_NAME) else []
-    if source.size <= _LARGE:
-        return cases
-    axis = BatchAxis.of(source.signature)
-    corners = sum(axis.rows(case.feed) for case in cases if not case.is_rows)
-    return few(cases, max(1, FEW_ROWS - corners), MANY_NUMBERS, source.signature)
-
-
 def source_outputs(source: Artifact, workbench: SampleBench | None = None) -> Pairs:
     """(inputs, outputs of the source) for the source's feeds, and for the shape corners that it can run."""
     pairs = []
     with running(source.model, all_cpus()) as session:
-        for feed in [dict(case.feed) for case in _cases(source)] or feeds(source, workbench):
+        for feed in feeds(source, workbench):
             try:
                 pairs.append(Pair(feed, session.run(feed)))
             except StageFailed as error:

@@ -187,6 +187,7 @@ class Validate(Stage):
                 draft.copy(source.path / file.path, file.path)
         try:
             return write_and_judge({**saved, "judged_by": {**saved["judged_by"], **other}}, draft)
+        # The file may hold anything, and every field of it is used: what is wrong shows where it is used.
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputRefused(
                 f"{source.path}: {MEASUREMENTS} is not what validate writes: {error!r:.200}",

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from modelops.core.tensors import Signature, TensorSpec
 from modelops.errors import InputRefused
 from modelops.graphs import reference
 from modelops.graphs.reference import Case
@@ -44,22 +42,6 @@ def test_take_cuts_a_models_outputs_as_the_source_was_cut():
     taken = case.take({"y": np.ones((32, 4)), "w/de": np.arange(10.0)[None]})
     assert taken["y"].shape == (32, 4)
     np.testing.assert_array_equal(taken["w/de"], [[0.0, 5.0, 9.0]])
-
-
-@pytest.mark.parametrize(("batch", "left"), [("n", 8), (32, 32)])
-def test_few_rows_and_all_corners_are_enough_where_rows_can_be_told(batch, left):
-    def spec(name, *shape):
-        return TensorSpec(name, "float32", shape)
-
-    form = Signature((spec("x", batch, 4), spec("table", 32)), (spec("y", batch, 4), spec("w/de", batch, 9)))
-    whole = _cases()[0]
-    rows = replace(whole, feed={**whole.feed, "table": np.zeros(32, np.float32)})
-    found, corner = reference.few([rows, _cases()[1]], 8, 24, form)
-    assert (len(found.feed["x"]), len(found.feed["table"]), len(corner.feed["x"])) == (left, 32, 1)
-    assert [len(part) for part in (*found.outputs.values(), *found.outputs64.values())] == [left] * 3
-    np.testing.assert_array_equal(found.outputs["y"], rows.outputs["y"][:left])
-    parts = [replace(rows, name=f"rows-0{number}") for number in range(3)]
-    assert len(reference.few(parts, 33, 99, form)) == 2 and len(reference.few(parts, 33, 100, form)) == 3
 
 
 def test_wide_outputs_are_cut_and_narrow_ones_kept_whole():
